@@ -1,0 +1,1 @@
+"""Headrace: events and records in, durable tables and live counts out."""

@@ -1,0 +1,1 @@
+"""Wiring, supervisor and command line."""

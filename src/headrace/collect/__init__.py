@@ -1,0 +1,1 @@
+"""HTTP in: requests to records in the log."""

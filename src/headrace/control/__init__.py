@@ -1,0 +1,1 @@
+"""What changes at run time: tokens, sources, leases."""

@@ -1,0 +1,1 @@
+"""Partitioned, durable logs under the contract `model.log`."""

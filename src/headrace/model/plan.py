@@ -1,0 +1,259 @@
+"""The compiled pipeline, a value: what `define` makes of a pipeline file and every role runs.
+
+A plan holds no code: it can be printed, compared, kept in the ledger and sent to another machine.
+SQL in it is DuckDB's dialect, already checked, with every relation and column quoted where needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import msgspec
+import pyarrow as pa
+
+from headrace.model.schema import Schema
+
+SYSTEM_COLUMNS = ("event_id", "received_at", "_topic", "_partition", "_offset")
+"""Columns of every table: VARCHAR (UUID text), TIMESTAMPTZ, VARCHAR, INTEGER, BIGINT."""
+
+RECORD_COLUMNS = (*SYSTEM_COLUMNS, "_key", "_headers", "_value")
+"""What row SQL may read of a record beside its fields; the last three are VARCHAR or NULL."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column of a table or view: `type` is a DuckDB type text that Delta can store."""
+
+    name: str
+    type: str
+
+
+class Topic(msgspec.Struct, frozen=True):
+    """A topic. `schema` None takes any JSON object and makes no table of its own."""
+
+    name: str
+    partitions: int
+    schema: Schema | None = None
+    id_field: str | None = None
+    """JSON name of a string or integer field that is the client-chosen id of a record."""
+    key_field: str | None = None
+    """JSON name of a string or integer field that is the key of a record without another."""
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A path under which one GET or POST is one record."""
+
+    path: str
+    """`/join_guild/{guild}`: parameters are one whole segment each."""
+    topic: str
+    fixed: dict[str, str]
+    """Fields that the route sets; values may name path parameters in braces."""
+    reply: str
+    headers: bool = True
+    """Whether request headers become fields, names as sent in title case (`User-Agent`)."""
+
+
+class TableInput(msgspec.Struct, frozen=True):
+    """How a topic's records become rows of a table."""
+
+    topic: str
+    sql: str
+    """A SELECT, row by row, over a relation named as the topic; yields exactly the columns."""
+    fields: tuple[str, ...]
+    """The record's fields and record columns that `sql` reads; only these are decoded."""
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A table: append-only rows. `columns` end with the system columns not selected before."""
+
+    name: str
+    inputs: tuple[TableInput, ...]
+    columns: tuple[Column, ...]
+    retention_s: float | None = None
+    """Rows whose received_at is older are taken out; None keeps all."""
+
+
+class Window(msgspec.Struct, frozen=True):
+    """Windows [start, end) of `size_us`, one every `every_us`, counted from 1970-01-01 UTC."""
+
+    on: str
+    """A TIMESTAMPTZ column of the table."""
+    size_us: int
+    every_us: int
+    lateness_us: int = 0
+    """How long after its end a window counts as still open, for `watermark_passed`."""
+
+
+StateKind = Literal["groups", "items", "smallest"]
+
+
+class StatePart(msgspec.Struct, frozen=True):
+    """One relation of a view's state. A view has the part `groups` and any number of others.
+
+    ========  ====================================================================
+    kind      meaning
+    ========  ====================================================================
+    groups    one row a group key: counts, sums, minima, …
+    items     one row a (group key, item): n; exact distinct, buckets, float bins
+    smallest  one row a (group key, hash): the k smallest hashes a key
+    ========  ====================================================================
+    """
+
+    name: str
+    kind: StateKind
+    columns: tuple[Column, ...]
+    partial_sql: str
+    """Over relation `rows` (the table's rows): the part's columns for these rows alone."""
+    merge_sql: str
+    """Over relation `parts` (several results of `partial_sql` or `merge_sql`, one after another):
+    the same columns, merged. Any grouping and order of merges gives the same result."""
+
+
+class View(msgspec.Struct, frozen=True):
+    """A maintained aggregate of one table."""
+
+    name: str
+    table: str
+    sql: str
+    """What the user wrote, normalised; with `window`, over the table's rows once per window."""
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    """The output columns that together are unique."""
+    reads: tuple[str, ...]
+    """Columns of the table that the partials read."""
+    parts: tuple[StatePart, ...]
+    final_sql: str
+    """Over relations named as the parts: the view's columns; one row a key."""
+    window: Window | None = None
+    topic: str | None = None
+    """Change topic to which changed rows are published, if any."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that differ whenever the state of another build is of no use."""
+        text = msgspec.json.encode((self.table, self.parts, self.final_sql, self.window))
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+
+class QueryParameter(msgspec.Struct, frozen=True):
+    """A parameter of a named query: one of `choices` spliced as a name, or a typed value."""
+
+    name: str
+    type: Literal["choice", "string", "integer", "number", "boolean", "timestamp"]
+    choices: tuple[str, ...] = ()
+    default: str | None = None
+    required: bool = True
+
+
+class Query(msgspec.Struct, frozen=True):
+    """A SELECT over tables and views under a path of its own."""
+
+    path: str
+    sql: str
+    """With `{name}` for choices and `$name` for values."""
+    parameters: tuple[QueryParameter, ...]
+    reads: tuple[str, ...]
+    """The tables and views that it reads."""
+    columns: tuple[Column, ...] = ()
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Something that pulls records into a topic."""
+
+    name: str
+    kind: str
+    """A word of the registry: replay, …"""
+    topic: str
+    options: dict[str, str | int | float | bool | None]
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What holds for the whole pipeline."""
+
+    every_s: float = 0.25
+    """An epoch starts at least this long after the last."""
+    epoch_bytes_max: int = 32 << 20
+    """Raw bytes an epoch takes at most, for each worker thread."""
+    epoch_records_max: int | None = None
+    horizon_s: float = 600.0
+    """A client-chosen id is known for this long, by the log's time."""
+    log_retention_s: float = 3600.0
+    """How long the log is kept after everything was committed."""
+    stop_on_dead: bool = False
+    """Whether the dead-letter alarm stops the pipeline."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Everything that a pipeline file declares, checked and compiled."""
+
+    name: str
+    topics: tuple[Topic, ...] = ()
+    routes: tuple[Route, ...] = ()
+    tables: tuple[Table, ...] = ()
+    views: tuple[View, ...] = ()
+    queries: tuple[Query, ...] = ()
+    sources: tuple[Source, ...] = ()
+    options: Options = Options()
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hex digits of all that decides what becomes of a record."""
+        text = msgspec.json.encode((self.topics, self.tables, self.views))
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
+
+    def topic(self, name: str) -> Topic:
+        """Return a topic by name; KeyError if there is none."""
+        return next(t for t in self.topics if t.name == name)
+
+    def tables_of(self, topic: str) -> list[Table]:
+        """Return the tables that read a topic."""
+        return [t for t in self.tables if any(i.topic == topic for i in t.inputs)]
+
+    def views_of(self, table: str) -> list[View]:
+        """Return the views of a table."""
+        return [v for v in self.views if v.table == table]
+
+
+DEAD_LETTERS = "system/dead_letters"
+KNOWN_IDS = "system/known_ids"
+LEDGER = "system/ledger"
+"""Names of the pipeline's own tables."""
+
+_UTC = pa.timestamp("us", tz="UTC")
+
+DEAD_LETTER_SCHEMA = pa.schema(
+    [
+        ("letter_id", pa.string()),
+        ("topic", pa.string()),
+        ("partition", pa.int32()),
+        ("offset", pa.int64()),
+        ("event_id", pa.string()),
+        ("received_at", _UTC),
+        ("failed_at", _UTC),
+        ("stage", pa.string()),
+        ("output", pa.string()),
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("schema_fingerprint", pa.string()),
+        ("attempt", pa.int32()),
+        ("key", pa.binary()),
+        ("headers", pa.string()),
+        ("value", pa.binary()),
+        ("pipeline", pa.string()),
+    ]
+)
+"""A dead letter: `stage` is decode (the record never became one; `output` null) or row (one table,
+`output`, failed). `letter_id` is made of topic, incarnation, partition, offset, stage and output:
+the same failure has the same id however often it is met. `value` holds the bytes as sent."""
+
+KNOWN_ID_SCHEMA = pa.schema(
+    [
+        ("topic", pa.string()),
+        ("partition", pa.int32()),
+        ("id", pa.binary(16)),
+        ("clock_us", pa.int64()),
+        ("offset", pa.int64()),
+    ]
+)
+"""A client-chosen id kept within the horizon: `clock_us` is the partition's running maximum of
+received_at when the record was kept, `offset` its position."""

@@ -1,0 +1,1 @@
+"""Epochs: the loop, the ledger, the one commit, retention."""

@@ -1,0 +1,1 @@
+"""Runs sources: pages to records in the log."""

@@ -1,0 +1,1 @@
+"""Where epochs run, under the contract `model.runner`."""

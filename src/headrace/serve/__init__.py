@@ -1,0 +1,1 @@
+"""HTTP out: tables, views and queries as answers."""

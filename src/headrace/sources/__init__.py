@@ -1,0 +1,1 @@
+"""What can be pulled from, under the contract `model.source`."""

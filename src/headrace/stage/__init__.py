@@ -1,0 +1,1 @@
+"""Records to rows, dead letters and partial aggregates: validate, decode, row SQL, fold."""

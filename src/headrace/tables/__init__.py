@@ -1,0 +1,1 @@
+"""Delta tables under the contract `model.tables`."""

@@ -1,0 +1,1 @@
+"""Conformance suites, the pipeline test kit and faults, for users too."""
