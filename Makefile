@@ -1,0 +1,48 @@
+# Everything runs in .venv; `make setup` makes it once, and again when its inputs change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# How many processes run the tests; a file's tests stay together, for they may share a server.
+TEST_PROCESSES ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs bench clean
+
+help: ## say what there is
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## make .venv with the project and its tools, at the versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable . --group dev
+	touch $@
+
+demo: $(READY) ## run the game example: events in, counts out (DEMO_EXIT=1 ends by itself)
+	$(BIN)/headrace demo $(if $(DEMO_EXIT),--exit)
+
+test: $(READY) ## run every test
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+lint: $(READY) ## check style, types and layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY) ## bring the code into its one format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(READY) ## write docs/reference again
+	$(BIN)/python docs/generate.py
+
+bench: $(READY) ## measure; prints a table and a JSON line for each benchmark
+	$(BIN)/python bench/run.py
+
+clean: ## remove everything that is made
+	rm -rf $(VENV) build dist bench/results
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find src tests bench docs examples -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
