@@ -1,0 +1,154 @@
+"""The one commit: how an epoch's records become visible, in one numbered order.
+
+Embedded and on a cluster alike, only this module makes files of a pipeline's tables visible. What a
+crash leaves behind at any point is finished by `recover.roll_forward`, which calls the same
+`make_visible`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from headrace.model.errors import Fenced, Internal, Unavailable
+from headrace.model.failpoint import failpoint
+from headrace.model.runner import Epoch, Outcome, Range
+from headrace.process.ledger import FileChange, LedgerRow, added, unbalanced
+from headrace.process.owner import Owner
+from headrace.process.ranges import partition_key
+
+
+def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
+    """Run one epoch over `ranges` and make it visible; return its ledger row.
+
+    1. The ranges were chosen from the ledger's last row.
+    2. Run the stage: every file is staged and durable, nothing is visible.
+    3. Append ledger row n, accepted only over n−1: from here the epoch *has* happened.
+    4. Commit each table that has files, dead letters and known ids among them.
+    5. Fold the partials into the views and publish those that are due.
+    6. The caller may now trim the log up to the row's offsets.
+
+    `Fenced`: another owner has taken over. `Unavailable`: nothing happened, the staged files are
+    orphans. Whatever else is raised after 3 leaves the rest to the next start.
+    """
+    # 1
+    failpoint("commit.1")
+    topics = owner.log.describe()
+    epoch = Epoch(
+        number=owner.ledger.epoch + 1,
+        plan=owner.plan,
+        ranges=ranges,
+        incarnations={r.topic: topics[r.topic].incarnation for r in ranges},
+        clocks=owner.ledger.last.clocks if owner.ledger.last else {},
+        started_at_us=owner.clock.now_us(),
+    )
+    # 2
+    outcome = owner.runner.run(epoch, owner.ids)
+    failpoint("commit.2")
+    now = owner.log.describe()
+    for topic, incarnation in epoch.incarnations.items():
+        if topic not in now or now[topic].incarnation != incarnation:
+            raise Unavailable(f"Topic {topic} was made anew while the epoch ran")
+    with owner.lock:
+        # 3
+        row = next_row(owner, epoch, outcome)
+        owner.ledger.append(row)
+        failpoint("commit.3")
+        # 4
+        make_visible(owner, row)
+        failpoint("commit.5")
+        # 5
+        owner.views.add(outcome.partials, _versions(owner), row.epoch)
+        if outcome.known_ids is not None:
+            owner.ids.add(outcome.known_ids)
+        owner.views.set_clocks(row.clocks)
+        owner.views.publish(owner.clock.now_us())
+    # 6
+    failpoint("commit.6")
+    return row
+
+
+def next_row(owner: Owner, epoch: Epoch, outcome: Outcome) -> LedgerRow:
+    """Return the ledger row of an epoch that was run over the ledger's last row."""
+    last = owner.ledger.last
+    files = {
+        name: FileChange(previous=owner.epoch_of(name), add=tuple(staged))
+        for name, staged in outcome.files.items()
+        if staged
+    }
+    fingerprint = owner.plan.fingerprint
+    incarnations = {**(last.incarnations if last else {}), **epoch.incarnations}
+    reached = {partition_key(r.topic, r.partition): r.end for r in outcome.ranges}
+    offsets, clocks = (last.offsets, last.clocks) if last else ({}, {})
+    row = LedgerRow(
+        epoch=epoch.number,
+        committed_at_us=owner.clock.now_us(),
+        kind="epoch",
+        plan=fingerprint,
+        log_id=owner.log_id,
+        incarnations=incarnations,
+        offsets={**offsets, **reached},
+        read_from={partition_key(r.topic, r.partition): r.start for r in outcome.ranges},
+        clocks={**clocks, **outcome.clocks},
+        files=files,
+        table_epochs={
+            **(last.table_epochs if last else {}),
+            **dict.fromkeys(files, epoch.number),
+        },
+        topics=outcome.topics,
+        tables=outcome.tables,
+        topic_totals=added(last.topic_totals if last else {}, outcome.topics),
+        table_totals=added(last.table_totals if last else {}, outcome.tables),
+        plan_text=plan_text(owner),
+    )
+    if wrong := unbalanced(row):
+        raise Internal(f"The accounting of epoch {epoch.number} does not close: {wrong}")
+    return row
+
+
+def plan_text(owner: Owner) -> str | None:
+    """Return the plan as JSON if the ledger's last row is of another, else None."""
+    last = owner.ledger.last
+    if last is not None and last.plan == owner.plan.fingerprint:
+        return None
+    return msgspec.json.encode(owner.plan).decode()
+
+
+def make_visible(owner: Owner, row: LedgerRow) -> list[str]:
+    """Commit the files of a ledger row to each of its tables; return those that had to be.
+
+    From one snapshot a table: its epoch is the row's → it was done before; it is the one that the
+    row names as previous → commit; anything else → `Fenced`. A table that was dropped since is
+    skipped.
+    """
+    done = []
+    offsets = msgspec.json.encode(row.offsets).decode()
+    for name, change in row.files.items():
+        if name not in owner.opened:
+            continue
+        table = owner.table(name)
+        number = owner.epoch_of(name)
+        if number == row.epoch:
+            continue
+        if number != change.previous:
+            raise Fenced(
+                f"{name} is at epoch {number}; epoch {row.epoch} follows {change.previous}",
+                hint="Another process has taken over this pipeline.",
+            )
+        txns = {owner.epoch_txn(name): row.epoch}
+        if change.remove:
+            files = owner.files_txn(name)
+            txns[files] = table.snapshot.txns.get(files, 0) + 1
+        table.commit(
+            change.add,
+            change.remove,
+            txns=txns,
+            metadata={"epoch": str(row.epoch), "offsets": offsets},
+        )
+        done.append(name)
+        failpoint("commit.4")
+    return done
+
+
+def _versions(owner: Owner) -> dict[str, int]:
+    names = {view.table for view in owner.plan.views}
+    return {name: owner.table(f"tables/{name}").snapshot.version for name in names}

@@ -1,0 +1,194 @@
+"""What keeps a pipeline's cost flat: compaction, checkpoints, expiry of ids, retention, trimming.
+
+None of it changes what a query answers, but for retention by age, which is an epoch of its own.
+Everything is bounded by what the ledger, the slowest view and the duplicate horizon still need.
+Called between two epochs; each call does at most one piece of work of each kind.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace.model.failpoint import failpoint
+from headrace.model.plan import KNOWN_IDS, LEDGER
+from headrace.model.tables import Table
+from headrace.process.commit import make_visible, plan_text
+from headrace.process.ledger import FileChange, LedgerRow
+from headrace.process.owner import Owner
+from headrace.process.ranges import partition_key
+from headrace.tables.compact import compact, plan_compaction
+from headrace.tables.expire import expire_rows
+
+COMMITS_PER_CHECKPOINT = 64
+"""A reader parses at most this many commits after a checkpoint."""
+KEEP_COMMITS_S = 3600.0
+"""How long commits stay readable one by one: a view may lag this far without being rebuilt."""
+FILES_MAX = 100
+"""Small files a table may have before they are made one (1,200 cost a query 95-161 ms)."""
+EXPIRE_EVERY_S = 60.0
+RETAIN_EVERY_S = 300.0
+ORPHAN_AGE_US = 3600 * 1_000_000
+"""A staged file this old, without a ledger row, belongs to no epoch under way."""
+
+
+class Housekeeper:
+    """Remembers when each kind of work was last done."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._checkpointed: dict[str, int] = {}
+        self._next_expiry_s = owner.clock.monotonic_s() + EXPIRE_EVERY_S
+        self._next_retention_s = owner.clock.monotonic_s()
+        self._reached: deque[tuple[float, dict[str, int]]] = deque()
+
+    def run(self) -> None:
+        """Do what is due."""
+        for name, table in [*self._owner.opened.items(), (LEDGER, self._owner.ledger.table)]:
+            self.compact(name, table)
+            self.checkpoint(name, table)
+        now_s = self._owner.clock.monotonic_s()
+        if now_s >= self._next_expiry_s:
+            self._next_expiry_s = now_s + EXPIRE_EVERY_S
+            expire_ids(self._owner)
+            self.trim()
+        if now_s >= self._next_retention_s:
+            self._next_retention_s = now_s + RETAIN_EVERY_S
+            retain(self._owner)
+        self._owner.views.maintain()
+
+    def compact(self, name: str, table: Table) -> None:
+        """Make many small files of a table one, when there are too many."""
+        if len(table.snapshot.files) <= FILES_MAX:
+            return
+        groups = plan_compaction(table.snapshot, files_max=FILES_MAX)
+        if groups:
+            with self._owner.lock:
+                compact(self._owner.tables, table, groups[0], txn=self._owner.files_txn(name))
+
+    def checkpoint(self, name: str, table: Table) -> None:
+        """Write a checkpoint every so many commits, then drop old commits and unused files."""
+        version = table.snapshot.version
+        done = self._checkpointed.setdefault(name, version - version % COMMITS_PER_CHECKPOINT)
+        if version - done < COMMITS_PER_CHECKPOINT:
+            return
+        with self._owner.lock:
+            table.checkpoint(KEEP_COMMITS_S)
+            keep = version
+            if name.startswith("tables/"):
+                slowest = self._owner.views.slowest_version(name.removeprefix("tables/"))
+                keep = min(version, slowest if slowest is not None else version)
+            table.clean(self._owner.clock.now_us() - ORPHAN_AGE_US, keep)
+        self._checkpointed[name] = version
+
+    def trim(self) -> None:
+        """Let the log forget what was committed longer ago than its retention and the horizon."""
+        last = self._owner.ledger.last
+        if last is None:
+            return
+        now_s = self._owner.clock.monotonic_s()
+        options = self._owner.plan.options
+        self._reached.append((now_s, last.offsets))
+        kept_s = max(options.log_retention_s, options.horizon_s)
+        allowed: dict[str, int] | None = None
+        while self._reached and now_s - self._reached[0][0] >= kept_s:
+            _, allowed = self._reached.popleft()
+        if allowed is None:
+            return
+        for topic, info in self._owner.log.describe().items():
+            if last.incarnations.get(topic) == info.incarnation:
+                before = [allowed.get(partition_key(topic, p), 0) for p in range(info.partitions)]
+                self._owner.log.trim(topic, before)
+
+
+def expire_ids(owner: Owner) -> int:
+    """Forget ids past the horizon; return how many rows of their table went.
+
+    Only clean-up: a look-up compares clocks, so an id past the horizon counts for nothing while it
+    is still kept.
+    """
+    last = owner.ledger.last
+    if last is None:
+        return 0
+    horizon_us = round(owner.plan.options.horizon_s * 1_000_000)
+    owner.ids.expire(last.clocks, horizon_us)
+    table = owner.table(KNOWN_IDS)
+    files = table.snapshot.files
+    if not files:
+        return 0
+    rows = owner.tables.read(table.snapshot)
+    keys = pc.binary_join_element_wise(
+        rows.column("topic"), pc.cast(rows.column("partition"), "string"), "/"
+    )
+    clocks = pc.index_in(keys, value_set=_strings(last.clocks))
+    limits = pc.take(_limits(last.clocks, horizon_us), clocks)
+    kept = rows.filter(pc.fill_null(pc.greater_equal(rows.column("clock_us"), limits), True))
+    if kept.num_rows == rows.num_rows and len(files) == 1:
+        return 0
+    with owner.lock:
+        add = [owner.tables.stage(KNOWN_IDS, kept, unique=("id",))] if kept.num_rows else []
+        failpoint("expiry.1")
+        txn = owner.files_txn(KNOWN_IDS)
+        number = table.snapshot.txns.get(txn, 0) + 1
+        epoch = {owner.epoch_txn(KNOWN_IDS): owner.epoch_of(KNOWN_IDS)}
+        table.commit(add, files, txns={txn: number, **epoch})
+        failpoint("expiry.2")
+    return int(rows.num_rows - kept.num_rows)
+
+
+def _strings(clocks: dict[str, int]) -> pa.Array:
+    return pa.array(list(clocks), pa.string())
+
+
+def _limits(clocks: dict[str, int], horizon_us: int) -> pa.Array:
+    return pa.array([c - horizon_us for c in clocks.values()], pa.int64())
+
+
+def retain(owner: Owner) -> LedgerRow | None:
+    """Take rows out that are past their table's retention; an epoch of its own.
+
+    Files are rewritten, the ledger says so, the commits follow, and views over the tables are
+    corrected within the same epoch.
+    """
+    last = owner.ledger.last
+    if last is None:
+        return None
+    changes = {}
+    for spec in owner.plan.tables:
+        if spec.retention_s is not None:
+            before_us = owner.clock.now_us() - round(spec.retention_s * 1_000_000)
+            name = f"tables/{spec.name}"
+            add, remove, gone = expire_rows(
+                owner.tables, owner.table(name), "received_at", before_us
+            )
+            if gone:
+                changes[name] = FileChange(owner.epoch_of(name), tuple(add), tuple(remove))
+    if not changes:
+        return None
+    failpoint("retention.1")
+    epoch = last.epoch + 1
+    row = msgspec.structs.replace(
+        last,
+        epoch=epoch,
+        committed_at_us=owner.clock.now_us(),
+        kind="retention",
+        plan=owner.plan.fingerprint,
+        read_from={},
+        files=changes,
+        table_epochs={**last.table_epochs, **dict.fromkeys(changes, epoch)},
+        topics={},
+        tables={},
+        plan_text=plan_text(owner),
+    )
+    with owner.lock:
+        owner.ledger.append(row)
+        make_visible(owner, row)
+        failpoint("retention.2")
+        for view in owner.plan.views:
+            if f"tables/{view.table}" in changes:
+                owner.views.rebuild(view.name)
+        owner.views.publish(owner.clock.now_us(), force=True)
+    return row

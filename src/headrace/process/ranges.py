@@ -1,0 +1,84 @@
+"""Which records the next epoch reads: all that are there, up to a bound in bytes and records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from headrace.model.errors import Corrupt
+from headrace.model.log import LogReader, TopicInfo
+from headrace.model.plan import Plan
+from headrace.model.runner import Range
+from headrace.process.ledger import LedgerRow
+
+
+def partition_key(topic: str, partition: int) -> str:
+    """Return how a partition is named in the ledger: `topic/partition`."""
+    return f"{topic}/{partition}"
+
+
+def positions(log: LogReader, info: TopicInfo, last: LedgerRow | None) -> list[tuple[int, int]]:
+    """Return for each partition of a topic where to read on, and where the log ends.
+
+    A topic that the ledger does not know, or knows under another incarnation, is read from the
+    start of the log. An end before a committed offset is `Corrupt`: records that were
+    acknowledged and processed are gone, and offsets would be handed out twice.
+    """
+    ends, starts = log.ends(info.name), log.starts(info.name)
+    known = last is not None and last.incarnations.get(info.name) == info.incarnation
+    found = []
+    for partition, end in enumerate(ends):
+        at = starts[partition]
+        key = partition_key(info.name, partition)
+        if known and last is not None and key in last.offsets:
+            at = last.offsets[key]
+            if end < at:
+                raise Corrupt(
+                    f"The log of {key} ends at {end}, but the tables contain it up to {at}",
+                    hint="The log lost records; restore the data directory from a backup.",
+                )
+            if at < starts[partition]:
+                raise Corrupt(
+                    f"The log of {key} starts at {starts[partition]}, but {at} comes next",
+                    hint="Records were removed before they were processed; restore a backup.",
+                )
+        found.append((at, end))
+    return found
+
+
+def choose(
+    log: LogReader,
+    plan: Plan,
+    topics: Mapping[str, TopicInfo],
+    last: LedgerRow | None,
+    *,
+    bytes_max: int,
+    records_max: int | None,
+) -> tuple[Range, ...]:
+    """Return the ranges of the next epoch; empty when there is nothing to read.
+
+    Where more is there than the bounds allow, every partition gives the same share, so none waits
+    for another.
+    """
+    waiting = [
+        (info.name, partition, at, end)
+        for info in (topics[t.name] for t in plan.topics if t.name in topics)
+        for partition, (at, end) in enumerate(positions(log, info, last))
+        if end > at
+    ]
+    if not waiting:
+        return ()
+    share = 1.0
+    size = sum(log.size_between(*w) for w in waiting)
+    if size > bytes_max:
+        share = bytes_max / size
+    count = sum(end - at for _, _, at, end in waiting)
+    if records_max is not None and count * share > records_max:
+        share = records_max / count
+    ranges = []
+    left = records_max if records_max is not None else count
+    for topic, partition, at, end in waiting:
+        take = min(max(1, int((end - at) * share)), left)
+        left -= take
+        if take > 0:
+            ranges.append(Range(topic, partition, at, at + take))
+    return tuple(ranges)

@@ -1,0 +1,165 @@
+"""How an owner begins: finish the ledger's last epoch, then hold everything in memory again.
+
+This is the ordinary path, not an exceptional one: a clean start, a start after kill -9 and a
+take-over from another owner are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+import pyarrow as pa
+
+from headrace.define.compatible import compatible
+from headrace.model.clock import Clock
+from headrace.model.errors import Corrupt, Fenced, Invalid
+from headrace.model.failpoint import failpoint
+from headrace.model.log import Log
+from headrace.model.plan import (
+    DEAD_LETTER_SCHEMA,
+    DEAD_LETTERS,
+    KNOWN_ID_SCHEMA,
+    KNOWN_IDS,
+    Plan,
+)
+from headrace.model.runner import Runner
+from headrace.model.tables import Tables
+from headrace.process.commit import make_visible
+from headrace.process.ledger import Ledger
+from headrace.process.owner import Owner
+from headrace.process.views import ViewKeeper
+from headrace.stage.duplicates import IdIndex
+from headrace.stage.engine import Engine
+
+LOG_IDENTITY = "log/identity"
+"""Key under which a log keeps its name: offsets of another log mean nothing to a ledger."""
+
+_SYSTEM = {DEAD_LETTERS: DEAD_LETTER_SCHEMA, KNOWN_IDS: KNOWN_ID_SCHEMA}
+
+
+def recover(
+    plan: Plan,
+    log: Log,
+    tables: Tables,
+    runner: Runner,
+    clock: Clock,
+    engine: Engine,
+    repair: Callable[[], Iterable[str]] = tuple,
+) -> Owner:
+    """Return the owner of a pipeline, everything that had happened made visible.
+
+    1. Repair what a power cut left at the end of a table (`repair` names the tables it cut back).
+    2. Roll the ledger's last row forward; for a table that was cut back, every row it now lacks.
+    3. Check the plan against the tables that exist; make missing tables, add new columns.
+    4. Check that the log is the one that the ledger's offsets are of.
+    5. Load known ids and views.
+
+    `Invalid`: the plan cannot go on with these tables; nothing but 1 and 2 was done.
+    """
+    # 1
+    repaired = set(repair())
+    ledger = Ledger(tables, plan.name, clock)
+    owner = Owner(
+        plan=plan,
+        log=log,
+        tables=tables,
+        runner=runner,
+        clock=clock,
+        ledger=ledger,
+        views=ViewKeeper(plan, tables, clock, engine),
+        ids=IdIndex(),
+        log_id=ledger.last.log_id if ledger.last else "",
+    )
+    # 2
+    with owner.lock:
+        roll_forward(owner, repaired)
+        # 3
+        adopt_plan(owner, engine)
+    # 4
+    check_log(owner)
+    # 5
+    snapshot = owner.table(KNOWN_IDS).snapshot
+    owner.ids.add(tables.read(snapshot))
+    if ledger.last:
+        owner.views.set_clocks(ledger.last.clocks)
+    owner.views.recover()
+    owner.views.publish(clock.now_us())
+    return owner
+
+
+def roll_forward(owner: Owner, repaired: set[str]) -> list[str]:
+    """Make visible what the ledger says has happened; return the tables that lacked something."""
+    last = owner.ledger.last
+    if last is None:
+        return []
+    failpoint("rollforward.1")
+    for name in last.table_epochs:
+        table = owner.tables.open(name)
+        if table is not None:
+            owner.opened[name] = table
+    rows = [last]
+    if behind := [owner.epoch_of(n) for n in repaired if n in owner.opened]:
+        rows = owner.ledger.rows_after(min(behind))
+    done: list[str] = []
+    for row in rows:
+        lacking = {n: c for n, c in row.files.items() if _lacks(owner, n, row.epoch)}
+        done += make_visible(owner, msgspec.structs.replace(row, files=lacking))
+        failpoint("rollforward.2")
+    for name, epoch in last.table_epochs.items():
+        if name in owner.opened and owner.epoch_of(name) != epoch:
+            raise Corrupt(
+                f"{name} is at epoch {owner.epoch_of(name)}; the ledger says {epoch}",
+                hint="Restore the data directory from a backup.",
+            )
+    return done
+
+
+def _lacks(owner: Owner, name: str, epoch: int) -> bool:
+    return name in owner.opened and owner.epoch_of(name) < epoch
+
+
+def adopt_plan(owner: Owner, engine: Engine) -> None:
+    """Make the tables of the plan that are missing, and add columns that it has in addition."""
+    existing = {
+        name.removeprefix("tables/"): engine.columns(owner.tables.snapshot(name))
+        for name in owner.tables.names()
+        if name.startswith("tables/")
+    }
+    if problems := compatible(owner.plan, existing):
+        raise Invalid(
+            "\n".join(p.message for p in problems),
+            hint=problems[0].hint,
+            code="incompatible_plan",
+        )
+    wanted = {f"tables/{t.name}": engine.arrow_schema(t.columns) for t in owner.plan.tables}
+    for name, schema in (wanted | _SYSTEM).items():
+        table = owner.opened.get(name) or owner.tables.open(name)
+        if table is None:
+            table = owner.tables.create(name, schema)
+        owner.opened[name] = table
+        have = table.snapshot.schema
+        if new := [f for f in schema if f.name not in have.names]:
+            table.commit(schema=pa.schema([*have, *new]), metadata={"columns_added": str(len(new))})
+
+
+def check_log(owner: Owner) -> None:
+    """Name a new log, or raise `Corrupt` if the log is not the ledger's."""
+    entry = owner.log.get(LOG_IDENTITY)
+    if entry is None and owner.log_id:
+        raise Corrupt(
+            "The log is empty or new, but the tables contain records of an older one",
+            hint="Restore the log from a backup, or begin with an empty data directory.",
+        )
+    if entry is None:
+        try:
+            entry = owner.log.put_if(LOG_IDENTITY, 0, owner.clock.new_id().hex().encode())
+        except Fenced:
+            entry = owner.log.get(LOG_IDENTITY)
+    found = entry.value.decode() if entry else ""
+    if owner.log_id and owner.log_id != found:
+        raise Corrupt(
+            "The log beside these tables is not the one that they were made from",
+            hint="Put back the log folder that belongs to this data directory.",
+        )
+    owner.log_id = found
