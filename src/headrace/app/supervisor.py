@@ -1,0 +1,223 @@
+"""Runs the roles of a pipeline: starts them in order, restarts what dies, stops all together.
+
+Order of the start: collect (it owns the log), process, serve, pull; each is ready before the next
+begins. Order of the stop: pull, collect, process, serve, so that what was acknowledged is in the
+log before its reader ends. Every role is a child process; stopping is by process id, never by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from headrace.app.role import EXIT_FATAL, EXIT_USER
+from headrace.model.clock import Clock
+from headrace.model.errors import HeadraceError, Internal, Invalid
+from headrace.model.layout import Layout
+from headrace.model.plan import Plan
+
+ROLES_IN_ORDER = ("collect", "process", "serve", "pull")
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+BACKOFF_S_MIN, BACKOFF_S_MAX = 0.2, 5.0
+"""Bounds of the pause before a role that died is started again; it doubles each time."""
+STEADY_S = 30.0
+"""A role that ran this long is started again without delay."""
+POLL_S = 0.05
+
+
+@dataclass
+class Child:
+    """A role that runs, and how it fared before."""
+
+    role: str
+    process: subprocess.Popen[bytes]
+    started_s: float
+    backoff_s: float = BACKOFF_S_MIN
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the public port is."""
+
+    host: str
+    port: int
+
+
+class Supervisor:
+    """Runs roles of one data directory, whose lock it holds."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        clock: Clock,
+        address: Address,
+        *,
+        only: Sequence[str] = ROLES_IN_ORDER,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._plan = plan
+        self._layout = layout
+        self._clock = clock
+        self._address = address
+        self._roles = [r for r in ROLES_IN_ORDER if r in only and (r != "pull" or plan.sources)]
+        self._say = say
+        self._children: dict[str, Child] = {}
+        self._lifeline: tuple[int, int] = (-1, -1)
+        self._draining = False
+        self.stop = threading.Event()
+
+    def run(self, *, until_idle: bool = False, ready: Callable[[], None] = lambda: None) -> None:
+        """Start the roles and watch them until `stop` is set or, with `until_idle`, all is done.
+
+        Raises the kind of error that ended a role for good; all roles are stopped by then.
+        """
+        with held(self._layout):
+            self._layout.plan.write_bytes(msgspec.json.encode(self._plan))
+            self._lifeline = os.pipe()
+            try:
+                for role in self._roles:
+                    self._start(role)
+                ready()
+                self._watch(until_idle=until_idle)
+            finally:
+                self._stop_all()
+                for descriptor in self._lifeline:
+                    os.close(descriptor)
+
+    def _start(self, role: str) -> None:
+        reader, writer = os.pipe()
+        lifeline = self._lifeline[0]
+        command = [sys.executable, "-m", "headrace.app.role", role]
+        command += ["--data", str(self._layout.root), "--host", self._address.host]
+        command += ["--port", str(self._address.port)]
+        command += ["--ready-fd", str(writer), "--lifeline-fd", str(lifeline)]
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            command, pass_fds=(writer, lifeline), stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        os.close(writer)
+        before = self._children.get(role)
+        child = Child(role, process, self._clock.monotonic_s())
+        if before:
+            child.backoff_s, child.restarts = before.backoff_s, before.restarts
+        self._children[role] = child
+        self._wait_ready(child, reader)
+
+    def _wait_ready(self, child: Child, reader: int) -> None:
+        with open(reader, "rb", buffering=0) as pipe:
+            deadline = self._clock.monotonic_s() + READY_TIMEOUT_S
+            while not self.stop.is_set():
+                readable, _, _ = select.select([pipe], [], [], POLL_S)
+                if readable:
+                    if not pipe.read(64):
+                        child.process.wait()
+                        self._raise_if_final(child)
+                        return
+                    return
+                if self._clock.monotonic_s() > deadline:
+                    self._say(f"{child.role} is still beginning after {READY_TIMEOUT_S:.0f} s")
+                    return
+
+    def _watch(self, *, until_idle: bool) -> None:
+        while not self.stop.is_set():
+            for child in list(self._children.values()):
+                status = child.process.poll()
+                if status is None:
+                    continue
+                if status == 0 and child.role == "pull":
+                    continue
+                if status == 0 and child.role == "process" and self._draining:
+                    return
+                self._raise_if_final(child)
+                self._restart(child)
+            if until_idle and not self._draining and self._sources_done():
+                self._draining = True
+                self._tell_to_drain()
+            self._clock.wait(self.stop, POLL_S)
+
+    def _sources_done(self) -> bool:
+        pull = self._children.get("pull")
+        return pull is None or pull.process.poll() == 0
+
+    def _raise_if_final(self, child: Child) -> None:
+        status = child.process.returncode
+        if status == EXIT_USER:
+            raise Invalid(f"The {child.role} role ended; its reason stands above")
+        if status == EXIT_FATAL:
+            raise Internal(f"The {child.role} role cannot go on; its reason stands above")
+
+    def _restart(self, child: Child) -> None:
+        ran_s = self._clock.monotonic_s() - child.started_s
+        child.backoff_s = BACKOFF_S_MIN if ran_s > STEADY_S else child.backoff_s
+        self._say(
+            f"{child.role} ended with status {child.process.returncode}; "
+            f"starting it again in {child.backoff_s:.1f} s"
+        )
+        self._clock.wait(self.stop, child.backoff_s)
+        child.backoff_s = min(child.backoff_s * 2, BACKOFF_S_MAX)
+        child.restarts += 1
+        if not self.stop.is_set():
+            self._start(child.role)
+            if self._draining and child.role == "process":
+                self._tell_to_drain()
+
+    def _tell_to_drain(self) -> None:
+        self._children["process"].process.send_signal(signal.SIGUSR1)
+
+    def _stop_all(self) -> None:
+        deadline = self._clock.monotonic_s() + STOP_TIMEOUT_S
+        for role in ("pull", "collect", "process", "serve"):
+            child = self._children.get(role)
+            if child is None or child.process.poll() is not None:
+                continue
+            child.process.terminate()
+            try:
+                child.process.wait(max(0.1, deadline - self._clock.monotonic_s()))
+            except subprocess.TimeoutExpired:
+                self._say(f"{role} did not stop in time; killing process {child.process.pid}")
+                child.process.kill()
+                child.process.wait()
+
+
+@contextlib.contextmanager
+def held(layout: Layout) -> Iterator[None]:
+    """Make the data directory, private to its owner, and hold its lock."""
+    os.umask(0o077)
+    layout.run.mkdir(parents=True, exist_ok=True)
+    with layout.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            file.seek(0)
+            raise Invalid(
+                f"{layout.root} is being run already, by process {file.read().strip() or '?'}",
+                hint="Stop that one, or give this one a folder of its own with --data.",
+                code="already_running",
+            ) from e
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def run_until_signal(supervisor: Supervisor, run: Callable[[], None]) -> HeadraceError | None:
+    """Call `run` with SIGTERM and SIGINT ending the supervisor; return what went wrong."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop.set())
+    try:
+        run()
+    except HeadraceError as e:
+        return e
+    return None

@@ -1,0 +1,81 @@
+"""The process role: begin as the owner, run the loop, say how it goes."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+from headrace.log.remote import RemoteLog
+from headrace.model.errors import Invalid
+from headrace.model.layout import Layout
+from headrace.model.role import Role
+from headrace.process import status
+from headrace.process.loop import Progress, run_owner
+from headrace.process.owner import Owner
+from headrace.process.recover import recover
+from headrace.runner.local import LocalRunner
+from headrace.stage.engine import Engine
+from headrace.tables.delta import DeltaTables
+from headrace.tables.repair import repair
+
+STATUS_EVERY_S = 1.0
+THREADS = 2
+"""Threads of each DuckDB engine."""
+
+
+def run_role(role: Role) -> None:
+    """Run until told to stop, or, once told to drain, until everything is committed."""
+    plan, layout, clock = role.plan, role.layout, role.clock
+    with owned(layout):
+        progress = Progress()
+        current: list[Owner] = []
+        log = RemoteLog(layout.log, layout.door)
+        tables = DeltaTables(layout.root, clock)
+        runner = LocalRunner(log, tables, clock, threads=THREADS)
+        engine = Engine(threads=THREADS)
+
+        def begin() -> Owner:
+            owner = recover(plan, log, tables, runner, clock, engine, lambda: repair(tables))
+            current[:] = [owner]
+            role.ready()
+            return owner
+
+        def say(state: str) -> None:
+            last = current[0].ledger.last if current else None
+            status.write(layout.run, status.status_of(progress, last, clock, state), progress)
+
+        done = threading.Event()
+
+        def keep_saying() -> None:
+            while not clock.wait(done, STATUS_EVERY_S):
+                say("running")
+
+        reporter = threading.Thread(target=keep_saying, name="status", daemon=True)
+        reporter.start()
+        try:
+            run_owner(begin, clock, role.stop, progress, role.drain.is_set)
+        finally:
+            done.set()
+            reporter.join()
+            say("stopped")
+            runner.close()
+            log.close()
+
+
+@contextmanager
+def owned(layout: Layout) -> Iterator[IO[str]]:
+    """Hold the lock of the process role; `Invalid` if another process has it."""
+    path = layout.run / "process.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise Invalid(
+                f"Another process role runs on {layout.root}",
+                hint="Stop it first: one owner commits to a pipeline's tables.",
+                code="already_running",
+            ) from e
+        yield file
