@@ -65,6 +65,14 @@ Done = Callable[[list[Appended] | HeadraceError], None]
 """What `submit` calls with its result."""
 
 
+DELETED = "deleted/"
+"""Prefix of the keys under which a log remembers what it was told to delete.
+
+The key is the prefix and the deleted incarnation, the value the topic's name. So a topic whose
+incarnation changed without such an entry was not deleted by anybody: its log was lost.
+"""
+
+
 class LogReader(Protocol):
     """The reading end; safe to use from one thread at a time."""
 
@@ -106,7 +114,7 @@ class Log(LogReader, Protocol):
         """Create a topic; `Invalid` if it exists with another number of partitions."""
 
     def delete(self, topic: str) -> None:
-        """Forget a topic and its records; `Invalid` if there is none."""
+        """Forget a topic and its records, leaving a `DELETED` entry; `Invalid` if there is none."""
 
     def append(
         self,
@@ -123,7 +131,14 @@ class Log(LogReader, Protocol):
         must have (0: absent), else `Fenced` and nothing is done.
         """
 
-    def submit(self, topic: str, records: Batch, done: Done) -> None:
+    def submit(
+        self,
+        topic: str,
+        records: Batch,
+        done: Done,
+        state: Mapping[str, bytes] | None = None,
+        expect: Mapping[str, int] | None = None,
+    ) -> None:
         """Append without waiting: `done` is called once, on a thread of the log's.
 
         It gets what `append` would return or raise, and must not block. Raises `Unavailable`,
