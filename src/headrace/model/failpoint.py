@@ -4,6 +4,8 @@
 `kill` (SIGKILL), `stop` (SIGSTOP), `exit` (status 70), `error` (raises OSError EIO), `full` (raises
 OSError ENOSPC). The number, and `=kill`, may be left out. Every point stands in `FAILPOINTS`, so a
 sweep knows them all; reaching one that does not is an `Internal` error even when nothing is set.
+With `HEADRACE_FAILPOINT_ONCE=PATH` only the first process that can make that file acts, so that a
+role that is started again runs on.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ def _act(name: str, wanted: str) -> None:
     if point != name:
         return
     _seen[name] = _seen.get(name, 0) + 1
-    if _seen[name] != int(nth or 1):
+    if _seen[name] != int(nth or 1) or not _first():
         return
     match action or "kill":
         case "kill":
@@ -86,3 +88,14 @@ def _act(name: str, wanted: str) -> None:
         case other:
             msg = f"Unknown failpoint action {other}"
             raise Internal(msg)
+
+
+def _first() -> bool:
+    once = os.environ.get("HEADRACE_FAILPOINT_ONCE")
+    if not once:
+        return True
+    try:
+        os.close(os.open(once, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True

@@ -23,14 +23,6 @@ from headrace.process.ranges import partition_key
 from headrace.tables.compact import compact, plan_compaction
 from headrace.tables.expire import expire_rows
 
-COMMITS_PER_CHECKPOINT = 64
-"""A reader parses at most this many commits after a checkpoint."""
-KEEP_COMMITS_S = 3600.0
-"""How long commits stay readable one by one: a view may lag this far without being rebuilt."""
-FILES_MAX = 100
-"""Small files a table may have before they are made one (1,200 cost a query 95-161 ms)."""
-EXPIRE_EVERY_S = 60.0
-RETAIN_EVERY_S = 300.0
 ORPHAN_AGE_US = 3600 * 1_000_000
 """A staged file this old, without a ledger row, belongs to no epoch under way."""
 
@@ -40,8 +32,9 @@ class Housekeeper:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
+        self._options = owner.plan.options
         self._checkpointed: dict[str, int] = {}
-        self._next_expiry_s = owner.clock.monotonic_s() + EXPIRE_EVERY_S
+        self._next_expiry_s = owner.clock.monotonic_s() + owner.plan.options.tidy_every_s
         self._next_retention_s = owner.clock.monotonic_s()
         self._reached: deque[tuple[float, dict[str, int]]] = deque()
 
@@ -52,19 +45,19 @@ class Housekeeper:
             self.checkpoint(name, table)
         now_s = self._owner.clock.monotonic_s()
         if now_s >= self._next_expiry_s:
-            self._next_expiry_s = now_s + EXPIRE_EVERY_S
+            self._next_expiry_s = now_s + self._options.tidy_every_s
             expire_ids(self._owner)
             self.trim()
         if now_s >= self._next_retention_s:
-            self._next_retention_s = now_s + RETAIN_EVERY_S
+            self._next_retention_s = now_s + self._options.retain_every_s
             retain(self._owner)
         self._owner.views.maintain()
 
     def compact(self, name: str, table: Table) -> None:
         """Make many small files of a table one, when there are too many."""
-        if len(table.snapshot.files) <= FILES_MAX:
+        if len(table.snapshot.files) <= self._options.table_files_max:
             return
-        groups = plan_compaction(table.snapshot, files_max=FILES_MAX)
+        groups = plan_compaction(table.snapshot, files_max=self._options.table_files_max)
         if groups:
             with self._owner.lock:
                 compact(self._owner.tables, table, groups[0], txn=self._owner.files_txn(name))
@@ -72,11 +65,12 @@ class Housekeeper:
     def checkpoint(self, name: str, table: Table) -> None:
         """Write a checkpoint every so many commits, then drop old commits and unused files."""
         version = table.snapshot.version
-        done = self._checkpointed.setdefault(name, version - version % COMMITS_PER_CHECKPOINT)
-        if version - done < COMMITS_PER_CHECKPOINT:
+        each = self._options.commits_per_checkpoint
+        done = self._checkpointed.setdefault(name, version - version % each)
+        if version - done < each:
             return
         with self._owner.lock:
-            table.checkpoint(KEEP_COMMITS_S)
+            table.checkpoint(self._options.keep_commits_s)
             keep = version
             if name.startswith("tables/"):
                 slowest = self._owner.views.slowest_version(name.removeprefix("tables/"))
@@ -90,9 +84,8 @@ class Housekeeper:
         if last is None:
             return
         now_s = self._owner.clock.monotonic_s()
-        options = self._owner.plan.options
         self._reached.append((now_s, last.offsets))
-        kept_s = max(options.log_retention_s, options.horizon_s)
+        kept_s = max(self._options.log_retention_s, self._options.horizon_s)
         allowed: dict[str, int] | None = None
         while self._reached and now_s - self._reached[0][0] >= kept_s:
             _, allowed = self._reached.popleft()
