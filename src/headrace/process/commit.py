@@ -84,7 +84,6 @@ def next_row(owner: Owner, epoch: Epoch, outcome: Outcome) -> LedgerRow:
         committed_at_us=owner.clock.now_us(),
         kind="epoch",
         plan=fingerprint,
-        log_id=owner.log_id,
         incarnations=incarnations,
         offsets={**offsets, **reached},
         read_from={partition_key(r.topic, r.partition): r.start for r in outcome.ranges},

@@ -57,8 +57,6 @@ class LedgerRow(msgspec.Struct, frozen=True):
     kind: Literal["epoch", "retention"]
     plan: str
     """Fingerprint of the plan that ran."""
-    log_id: str
-    """Name of the log that the offsets are of."""
     incarnations: dict[str, str]
     """Topic → incarnation of the offsets."""
     offsets: dict[str, int]

@@ -33,7 +33,6 @@ class Owner:
     ledger: Ledger
     views: ViewKeeper
     ids: IdIndex
-    log_id: str
     opened: dict[str, Table] = field(default_factory=dict)
     """Storage name → table, of every table that epochs commit to."""
     lock: threading.RLock = field(default_factory=threading.RLock)

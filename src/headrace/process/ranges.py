@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headrace.model.errors import Corrupt
-from headrace.model.log import LogReader, TopicInfo
+from headrace.model.log import DELETED, LogReader, TopicInfo
 from headrace.model.plan import Plan
 from headrace.model.runner import Range
 from headrace.process.ledger import LedgerRow
@@ -19,10 +19,11 @@ def partition_key(topic: str, partition: int) -> str:
 def positions(log: LogReader, info: TopicInfo, last: LedgerRow | None) -> list[tuple[int, int]]:
     """Return for each partition of a topic where to read on, and where the log ends.
 
-    A topic that the ledger does not know, or knows under another incarnation, is read from the
-    start of the log. An end before a committed offset is `Corrupt`: records that were
-    acknowledged and processed are gone, and offsets would be handed out twice.
+    A topic that the ledger does not know, or knows under an incarnation that was deleted since, is
+    read from the start of the log. An end before a committed offset is `Corrupt`: records that
+    were acknowledged and processed are gone, and offsets would be handed out twice.
     """
+    check_incarnation(log, info.name, info.incarnation, last)
     ends, starts = log.ends(info.name), log.starts(info.name)
     known = last is not None and last.incarnations.get(info.name) == info.incarnation
     found = []
@@ -82,3 +83,24 @@ def choose(
         if take > 0:
             ranges.append(Range(topic, partition, at, at + take))
     return tuple(ranges)
+
+
+def check_log(log: LogReader, last: LedgerRow | None) -> None:
+    """Raise `Corrupt` unless the log is the one that the ledger's offsets are of."""
+    topics = log.describe()
+    for name in last.incarnations if last else ():
+        incarnation = topics[name].incarnation if name in topics else None
+        check_incarnation(log, name, incarnation, last)
+
+
+def check_incarnation(
+    log: LogReader, topic: str, incarnation: str | None, last: LedgerRow | None
+) -> None:
+    """Raise `Corrupt` if a topic's incarnation changed without its having been deleted."""
+    known = last.incarnations.get(topic) if last else None
+    if known is None or known == incarnation or log.get(DELETED + known) is not None:
+        return
+    raise Corrupt(
+        f"The tables contain records of topic {topic} that its log never had",
+        hint="The log was lost or belongs elsewhere; restore the data directory from a backup.",
+    )

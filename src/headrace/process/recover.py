@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from headrace.define.compatible import compatible
 from headrace.model.clock import Clock
-from headrace.model.errors import Corrupt, Fenced, Invalid
+from headrace.model.errors import Corrupt, Invalid
 from headrace.model.failpoint import failpoint
 from headrace.model.log import Log
 from headrace.model.plan import (
@@ -28,12 +28,10 @@ from headrace.model.tables import Tables
 from headrace.process.commit import make_visible
 from headrace.process.ledger import Ledger
 from headrace.process.owner import Owner
+from headrace.process.ranges import check_log
 from headrace.process.views import ViewKeeper
 from headrace.stage.duplicates import IdIndex
 from headrace.stage.engine import Engine
-
-LOG_IDENTITY = "log/identity"
-"""Key under which a log keeps its name: offsets of another log mean nothing to a ledger."""
 
 _SYSTEM = {DEAD_LETTERS: DEAD_LETTER_SCHEMA, KNOWN_IDS: KNOWN_ID_SCHEMA}
 
@@ -69,7 +67,6 @@ def recover(
         ledger=ledger,
         views=ViewKeeper(plan, tables, clock, engine),
         ids=IdIndex(),
-        log_id=ledger.last.log_id if ledger.last else "",
     )
     # 2
     with owner.lock:
@@ -77,7 +74,7 @@ def recover(
         # 3
         adopt_plan(owner, engine)
     # 4
-    check_log(owner)
+    check_log(log, ledger.last)
     # 5
     snapshot = owner.table(KNOWN_IDS).snapshot
     owner.ids.add(tables.read(snapshot))
@@ -141,25 +138,3 @@ def adopt_plan(owner: Owner, engine: Engine) -> None:
         have = table.snapshot.schema
         if new := [f for f in schema if f.name not in have.names]:
             table.commit(schema=pa.schema([*have, *new]), metadata={"columns_added": str(len(new))})
-
-
-def check_log(owner: Owner) -> None:
-    """Name a new log, or raise `Corrupt` if the log is not the ledger's."""
-    entry = owner.log.get(LOG_IDENTITY)
-    if entry is None and owner.log_id:
-        raise Corrupt(
-            "The log is empty or new, but the tables contain records of an older one",
-            hint="Restore the log from a backup, or begin with an empty data directory.",
-        )
-    if entry is None:
-        try:
-            entry = owner.log.put_if(LOG_IDENTITY, 0, owner.clock.new_id().hex().encode())
-        except Fenced:
-            entry = owner.log.get(LOG_IDENTITY)
-    found = entry.value.decode() if entry else ""
-    if owner.log_id and owner.log_id != found:
-        raise Corrupt(
-            "The log beside these tables is not the one that they were made from",
-            hint="Put back the log folder that belongs to this data directory.",
-        )
-    owner.log_id = found
