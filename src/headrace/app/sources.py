@@ -1,0 +1,39 @@
+"""The pull role: a pipeline's sources, opened through the registry, appending at the door."""
+
+from __future__ import annotations
+
+import msgspec
+
+from headrace.app.registry import open_source
+from headrace.log.remote import RemoteLog
+from headrace.model.errors import Invalid
+from headrace.model.role import Role
+from headrace.pull.run import SourceReport, run_pull
+
+STATUS_FILE = "pull.json"
+
+
+def run_role(role: Role) -> None:
+    """Pull until every source is done or the role is told to stop.
+
+    `Invalid` when a source ended without being done: its file or its options need mending.
+    """
+    log = RemoteLog(role.layout.log, role.layout.door)
+    reports: dict[str, SourceReport] = {}
+
+    def keep(report: SourceReport) -> None:
+        reports[report.name] = report
+        beside = role.layout.run / (STATUS_FILE + ".new")
+        beside.write_bytes(msgspec.json.encode(list(reports.values())))
+        beside.replace(role.layout.run / STATUS_FILE)
+
+    role.ready()
+    try:
+        ended = run_pull(role.plan, log, role.clock, role.stop, open_source, keep)
+    finally:
+        log.close()
+    failed = [r for r in ended if r.error]
+    if failed:
+        raise Invalid(
+            "; ".join(f"source {r.name}: {r.error}" for r in failed), hint=failed[0].hint
+        )

@@ -1,0 +1,40 @@
+"""The pipeline of the fault tests: numbered events, some of them bad, small bounds everywhere."""
+
+from __future__ import annotations
+
+from headrace import Pipeline, Record, tumbling
+
+pipeline = Pipeline(
+    "numbered",
+    every_s=0.001,
+    epoch_bytes_max=6_000,
+    segment_bytes_max=40_000,
+    table_files_max=6,
+    commits_per_checkpoint=5,
+    keep_commits_s=0,
+    log_retention_s=0,
+    horizon_s=600,
+    tidy_every_s=0.02,
+    retain_every_s=0.02,
+)
+
+
+class Event(Record):
+    number: int
+    kind: str
+    amount: int = 0
+
+
+events = pipeline.topic("events", Event, partitions=3)
+pipeline.table("numbers", "SELECT number, kind, amount, number % 7 AS bucket FROM events")
+pipeline.view(
+    "by_kind",
+    """SELECT kind, count(*) AS n, sum(amount) AS total, count(DISTINCT bucket) AS buckets
+    FROM numbers GROUP BY kind""",
+)
+pipeline.view(
+    "windows",
+    "SELECT kind, count(*) AS n FROM numbers GROUP BY kind",
+    window=tumbling("10 seconds", on="received_at"),
+)
+pipeline.table("recent", "SELECT number FROM events", retention="100 milliseconds")

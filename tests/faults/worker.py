@@ -1,0 +1,98 @@
+"""A process that appends numbered events and owns the pipeline, until a failpoint ends it.
+
+`python worker.py DATA TOTAL MODE`: MODE `both` appends and processes, `append` only fills the log,
+`process` only owns the pipeline over a log that nobody writes. Started again, it goes on: what
+was not acknowledged is sent again under the same client-chosen id, as a client would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import msgspec
+from headrace.define.check import check, load
+from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
+from headrace.runner.local import LocalRunner
+from headrace.stage.engine import Engine
+from headrace.tables.repair import repair
+
+from headrace.model.batch import Batch
+from headrace.model.clock import SystemClock
+from headrace.model.ids import client_id
+from headrace.model.plan import Plan
+from headrace.process.loop import Loop, Progress
+from headrace.process.recover import recover
+from headrace.tables.delta import DeltaTables
+from headrace.testing.checker import Acknowledged
+
+HERE = Path(__file__).parent
+BAD_EVERY = 10
+BATCH = 20
+
+
+def compiled() -> Plan:
+    plan = check(load(HERE / "numbered.py"))
+    assert isinstance(plan, Plan), plan
+    if cut := os.environ.get("CUT_BYTES"):
+        options = dataclasses.replace(plan.options, epoch_bytes_max=int(cut))
+        plan = msgspec.structs.replace(plan, options=options)
+    return plan
+
+
+def event(number: int) -> bytes:
+    kind = f"k{number % 5}"
+    amount: object = number if number % BAD_EVERY else "bad"
+    return json.dumps({"number": number, "kind": kind, "amount": amount}).encode()
+
+
+def append(log: EmbeddedLog, numbers: list[int], clock: SystemClock) -> None:
+    batch = Batch()
+    for n in numbers:
+        chosen = client_id("test", "events", f"event-{n}")
+        batch.add(event(n), received_at=clock.now_us(), id=chosen)
+    log.append("events", batch)
+
+
+def main() -> None:
+    data, total, mode = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    clock = SystemClock()
+    plan = compiled()
+    acknowledged = Acknowledged(data / "acknowledged")
+    known = set(acknowledged.read())
+    todo = [n for n in range(total) if n not in known]
+    options = plan.options
+    if mode == "process":
+        log = EmbeddedLogReader(data / "log")
+    else:
+        log = EmbeddedLog(data / "log", clock, segment_bytes_max=options.segment_bytes_max)
+        if "events" not in log.describe():
+            log.create("events", 3)
+    if mode == "append":
+        for at in range(0, len(todo), BATCH):
+            append(log, todo[at : at + BATCH], clock)
+            acknowledged.add(todo[at : at + BATCH])
+        log.close()
+        return
+    tables = DeltaTables(data, clock)
+    engine = Engine(threads=1)
+    runner = LocalRunner(log, tables, clock, threads=1)
+    owner = recover(plan, log, tables, runner, clock, engine, lambda: repair(tables))
+    loop = Loop(owner, threading.Event(), Progress(), drain=lambda: True, threads=1)
+    if mode == "both":
+        for at in range(0, len(todo), BATCH):
+            append(log, todo[at : at + BATCH], clock)
+            acknowledged.add(todo[at : at + BATCH])
+            loop.turn()
+    loop.run()
+    (data / "done").write_text("done")
+    runner.close()
+    log.close()
+
+
+if __name__ == "__main__":
+    main()
