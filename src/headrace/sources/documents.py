@@ -44,9 +44,7 @@ def documents(path: Path) -> Iterator[bytes]:
             if plain.peek(2)[:2] != _GZIP:
                 yield from _split(plain, path)
                 return
-            # The buffer gives whole blocks to the line reader: without it each line costs a call
-            # into gzip's Python code.
-            with io.BufferedReader(gzip.GzipFile(fileobj=plain), _CHUNK_BYTES) as unpacked:
+            with io.BufferedReader(_Unpacked(plain), _CHUNK_BYTES) as unpacked:
                 yield from _split(unpacked, path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as damage:
         msg = f"{path} cannot be unpacked: {damage}"
@@ -58,6 +56,24 @@ def documents(path: Path) -> Iterator[bytes]:
     except OSError as failure:
         msg = f"{path} cannot be read: {failure.strerror or failure}"
         raise Unavailable(msg, code="unreadable_file") from failure
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzip stream for a buffer to read from, so that lines are cut in C.
+
+    It gives what is there: before the error that tells of a damaged stream come all its bytes.
+    """
+
+    def __init__(self, packed: io.BufferedReader[Any]) -> None:
+        self._file = gzip.GzipFile(fileobj=packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer, as its base says
+        data = self._file.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _split(stream: io.BufferedReader[Any], path: Path) -> Iterator[bytes]:

@@ -151,8 +151,7 @@ class Replay:
                 yield Page(pulled, msgspec.json.encode(last), progress=(total, None))
             if self._closed.is_set():
                 return
-        encoded = msgspec.json.encode(last) if last else b""
-        yield Page((), encoded, done=True, progress=(total, total))
+        yield Page((), msgspec.json.encode(last), done=True, progress=(total, total))
 
     def _pulled(self, record: bytes) -> PulledRecord:
         key = name_at(record, self._key) if self._key else None
@@ -258,7 +257,7 @@ def _read_cursor(cursor: bytes | None) -> _Cursor | None:
     if not cursor:
         return None
     try:
-        return msgspec.json.decode(cursor, type=_Cursor)
+        return msgspec.json.decode(cursor, type=_Cursor | None)
     except msgspec.DecodeError as error:
         msg = f"This is no cursor of a replay: {error}"
         hint = "give the source another name, or start over with a new data directory"

@@ -1,0 +1,47 @@
+"""What kinds of sources there are: a word of the pipeline file → where its class is.
+
+Classes are named by import strings and loaded when they are asked for, so a pipeline that does not
+use a source does not need the libraries of that source. Adding one is a line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from headrace.model import plan as plans
+from headrace.model.clock import Clock
+from headrace.model.errors import Invalid
+from headrace.model.options import read_options
+from headrace.model.source import Source
+
+SOURCES: dict[str, str] = {
+    "replay": "headrace.sources.replay:Replay",
+}
+"""Kind → `module:class`. The class has `Options` and takes (options, clock)."""
+
+
+def source_class(kind: str) -> Any:  # noqa: ANN401 - a class that fits `Source`, loaded by name
+    """Return the class of a kind of source; `Invalid` if there is none."""
+    if kind not in SOURCES:
+        near = difflib.get_close_matches(kind, SOURCES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the kinds are {', '.join(SOURCES)}"
+        msg = f"There is no source of kind {kind}"
+        raise Invalid(msg, hint=hint, code="unknown_source_kind")
+    module, _, name = SOURCES[kind].partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def check_source(declared: plans.Source) -> None:
+    """Return if a source could be opened as far as its kind and options tell, else `Invalid`."""
+    kind = source_class(declared.kind)
+    read_options(kind.Options, declared.options, f'source "{declared.name}"')
+
+
+def open_source(declared: plans.Source, clock: Clock) -> Source:
+    """Return a source as it is declared; `Invalid` if its kind or options cannot be used."""
+    kind = source_class(declared.kind)
+    options = read_options(kind.Options, declared.options, f'source "{declared.name}"')
+    source: Source = kind(options, clock)
+    return source

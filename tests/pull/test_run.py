@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from headrace.app.registry import open_source
+from headrace.model.batch import UNMARKED, Batch, is_client_chosen
+from headrace.model.clock import ManualClock
+from headrace.model.errors import Fenced, Internal, Invalid, Unavailable
+from headrace.model.ids import client_id
+from headrace.model.log import Appended, StateEntry
+from headrace.model.plan import Plan, Source, Topic
+from headrace.model.schema import Field, Schema, Type
+from headrace.model.source import Page, PulledRecord
+from headrace.pull.run import read_state, run_pull, state_key
+
+TOPIC = Topic("t", 1, Schema("T", (Field("n", "n", Type("integer")),)))
+
+
+class MemoryLog:
+    """Keeps what is appended; `faults` are raised, one an append, before or after it happens."""
+
+    def __init__(self):
+        self.records = Batch()
+        self.state = {}
+        self.faults = []
+        self.lock = threading.Lock()
+
+    def append(self, topic, records, state=None, expect=None):
+        fault = self.faults.pop(0) if self.faults else None
+        if fault and fault[0] == "before":
+            raise fault[1]
+        with self.lock:
+            for key, revision in (expect or {}).items():
+                if (self.state[key].revision if key in self.state else 0) != revision:
+                    raise Fenced("another revision")
+            base = len(self.records)
+            self.records.extend(records)
+            for key, value in (state or {}).items():
+                old = self.state.get(key)
+                self.state[key] = StateEntry(key, value, (old.revision if old else 0) + 3)
+        if fault:
+            raise fault[1]
+        return [Appended(topic, 0, base, range(len(records)))] if len(records) else []
+
+    def get(self, key):
+        return self.state.get(key)
+
+
+class Script:
+    """A source of ten pages of three records; `faults` are raised, one an opening."""
+
+    def __init__(self, faults=()):
+        self.faults = list(faults)
+        self.opened = []
+
+    def open(self, cursor):
+        at = json.loads(cursor)["page"] if cursor else 0
+        self.opened.append(at)
+        fault = self.faults.pop(0) if self.faults else None
+        for page in range(at, 10):
+            if fault and page == fault[0]:
+                raise fault[1]
+            records = [PulledRecord(b'{"n":%d}' % (3 * page + i)) for i in range(3)]
+            yield Page(records, b'{"page":%d}' % (page + 1), progress=(3 * page + 3, 30))
+        yield Page((), b'{"page":10}', done=True, progress=(30, 30))
+
+    def close(self):
+        pass
+
+
+def pull(log, *sources, clock=None, stop=None, report=lambda _: None):
+    plan = Plan(
+        "p",
+        topics=(TOPIC,),
+        sources=tuple(Source(f"s{i}", "script", "t", {}) for i in range(len(sources))),
+    )
+    made = dict(zip([s.name for s in plan.sources], sources, strict=True))
+    return run_pull(
+        plan,
+        log,
+        clock or ManualClock(),
+        stop or threading.Event(),
+        lambda declared, _: made[declared.name],
+        report,
+    )
+
+
+def numbers(log):
+    return [json.loads(v)["n"] for v in log.records.values]
+
+
+def test_everything_comes_once_and_in_order():
+    log = MemoryLog()
+    (report,) = pull(log, Script())
+    assert numbers(log) == list(range(30))
+    assert (report.records, report.pages, report.done) == (30, 10, True)
+    state = read_state(log.get(state_key("s0")))
+    assert (bytes(state.cursor), state.records, state.done) == (b'{"page":10}', 30, True)
+
+
+def test_a_second_run_adds_nothing():
+    log = MemoryLog()
+    pull(log, Script())
+    before = dict(log.state)
+    source = Script()
+    (report,) = pull(log, source)
+    assert len(log.records) == 30
+    assert source.opened == [10]
+    assert log.state == before
+    assert (report.records, report.done) == (30, True)
+
+
+@pytest.mark.parametrize("page", range(10))
+def test_a_crash_at_any_page_skips_and_repeats_nothing(page):
+    log = MemoryLog()
+    crash = Script(faults=[(page, KeyboardInterrupt())])
+    with pytest.raises(KeyboardInterrupt):
+        pull(log, crash)
+    assert numbers(log) == list(range(3 * page))
+    pull(log, Script())
+    assert numbers(log) == list(range(30))
+
+
+def test_an_unavailable_service_is_opened_again_at_the_last_durable_page():
+    log, clock = MemoryLog(), ManualClock()
+    wait = Unavailable("slow down", retry_after_s=30.0)
+    source = Script(faults=[(3, wait), (3, wait), (7, wait)])
+    waits = []
+    pull(log, source, clock=clock, report=lambda r: waits.append(r.waiting_for))
+    assert numbers(log) == list(range(30))
+    assert source.opened == [0, 3, 3, 7]
+    assert waits.count("slow down") == 3
+    assert waits[-1] == ""
+    assert 90.0 <= clock.monotonic_s() <= 135.0
+
+
+def test_pauses_grow_while_nothing_comes():
+    clock = ManualClock()
+    soon = Unavailable("down", retry_after_s=0.0)
+    pull(MemoryLog(), Script(faults=[(0, soon)] * 10), clock=clock)
+    # 0.5 s doubled nine times, each at most 60 s and up to half longer.
+    assert 0.5 + 1 + 2 + 4 + 8 + 16 + 32 + 3 * 60 <= clock.monotonic_s() <= 1.5 * 243.5
+
+
+def test_an_unavailable_log_is_tried_again():
+    log = MemoryLog()
+    log.faults = [None, ("before", Unavailable("no room")), None, ("before", Unavailable("again"))]
+    pull(log, Script())
+    assert numbers(log) == list(range(30))
+
+
+def test_an_append_whose_answer_was_lost_is_not_repeated():
+    log = MemoryLog()
+    log.faults = [None, ("after", Unavailable("door gone")), ("after", Fenced("sent twice"))]
+    pull(log, Script())
+    assert numbers(log) == list(range(30))
+
+
+def test_a_second_owner_is_fenced():
+    log = MemoryLog()
+    source = Script()
+
+    def meddle(report):
+        if report.pages == 4:
+            other = log.state[state_key("s0")]
+            log.state[state_key("s0")] = StateEntry(other.key, b'{"pages":9}', other.revision + 3)
+
+    with pytest.raises(Fenced, match="pulled by another process"):
+        pull(log, source, report=meddle)
+    assert len(log.records) == 12
+
+
+def test_a_fenced_source_stops_the_others():
+    log = MemoryLog()
+    log.faults = [("before", Fenced("taken"))]
+    with pytest.raises(Fenced):
+        pull(log, Script(), Endless())
+
+
+class Endless:
+    """A source that follows something until it is closed."""
+
+    def __init__(self):
+        self.closed = threading.Event()
+
+    def open(self, cursor):
+        while not self.closed.wait(0.01):
+            yield Page([PulledRecord(b'{"n":0}')], b"1", progress=(1, None))
+
+    def close(self):
+        self.closed.set()
+
+
+def test_a_source_that_cannot_go_on_says_why_and_the_others_end():
+    log = MemoryLog()
+    bad = Script(faults=[(2, Invalid("no such file", hint="look at path"))])
+    first, second = pull(log, bad, Script())
+    assert (first.error, first.hint, first.done) == ("no such file", "look at path", False)
+    assert (second.error, second.records, second.done) == ("", 30, True)
+    assert first.records == 6
+
+
+def test_a_bug_is_raised_and_stops_the_others():
+    with pytest.raises(Internal):
+        pull(MemoryLog(), Script(faults=[(1, Internal("broken promise"))]), Endless())
+
+
+def test_stop_ends_sources_that_follow():
+    log, stop = MemoryLog(), threading.Event()
+
+    def enough(report):
+        if report.pages == 5:
+            stop.set()
+
+    (report,) = pull(log, Endless(), stop=stop, report=enough)
+    assert not report.done
+    assert report.error == ""
+    assert len(log.records) >= 5
+
+
+def test_records_are_judged_named_and_keyed_at_the_door():
+    class Some:
+        def open(self, _):
+            yield Page(
+                [
+                    PulledRecord(b'{"n":1}', id="a"),
+                    PulledRecord(b'{"n":"x","i":5}', key=b"k"),
+                    PulledRecord(b'{"n":2,"i":6,"k":"z"}'),
+                    PulledRecord(b"nonsense"),
+                ],
+                b"1",
+                done=True,
+            )
+
+        def close(self):
+            pass
+
+    log = MemoryLog()
+    topic = Topic("t", 1, TOPIC.schema, id_field="i", key_field="k")
+    plan = Plan("p", topics=(topic,), sources=(Source("s", "some", "t", {}),))
+    run_pull(plan, log, ManualClock(), threading.Event(), lambda *_: Some())
+    batch = log.records
+    assert batch.marks == [TOPIC.schema.fingerprint, UNMARKED, TOPIC.schema.fingerprint, UNMARKED]
+    assert batch.keys == [None, b"k", b"z", None]
+    scope = "source/some/s"
+    assert batch.ids[:3] == [client_id(scope, "t", name) for name in ("a", "5", "6")]
+    assert not is_client_chosen(batch.ids[3])
+    assert set(batch.received_at) == {ManualClock().now_us()}
+
+
+def test_a_replay_goes_into_the_log(tmp_path):
+    path = tmp_path / "r.ndjson"
+    path.write_text("".join(f'{{"n":{n}}}\n' for n in range(100)))
+    plan = Plan("p", topics=(TOPIC,), sources=(Source("r", "replay", "t", {"path": str(path)}),))
+    log = MemoryLog()
+    (report,) = run_pull(plan, log, ManualClock(), threading.Event(), open_source)
+    assert numbers(log) == list(range(100))
+    assert report.records_in_all == 100
+
+
+def test_wrong_options_are_told_before_anything_is_pulled(tmp_path):
+    sources = (
+        Source("good", "replay", "t", {"path": str(tmp_path)}),
+        Source("bad", "replay", "t", {"pth": "x"}),
+    )
+    log = MemoryLog()
+    with pytest.raises(Invalid, match='source "bad"'):
+        run_pull(
+            Plan("p", topics=(TOPIC,), sources=sources),
+            log,
+            ManualClock(),
+            threading.Event(),
+            open_source,
+        )
+    assert log.state == {}
+
+
+def test_an_unknown_kind_is_told_with_a_suggestion():
+    with pytest.raises(Invalid, match="no source of kind") as refused:
+        open_source(Source("s", "repaly", "t", {}), ManualClock())
+    assert refused.value.hint == "did you mean replay?"
