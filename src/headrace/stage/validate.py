@@ -43,7 +43,7 @@ _UNITS_A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
 _YEARS_AT_THE_EDGE = (1, 9999)
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_NUMBER_TEXT = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+_DECIMAL_TEXT = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 _WHITESPACE = (b" ", b"\t", b"\n", b"\r")
 
 _Check = Callable[[Any, str], None]
@@ -70,7 +70,7 @@ class Validator:
         self._check: _Check | None = None
         if schema is not None:
             kind, self._check = _struct(schema.name, schema.fields)
-        self._decode = msgspec.json.Decoder(kind).decode
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
 
     def check(self, value: bytes) -> None:
         """Return if `value` is a valid record, else raise `Invalid`.
@@ -171,12 +171,18 @@ def _check_pairs(pairs: list[tuple[str, Any]]) -> None:
         seen.add(key)
 
 
-def _struct(name: str, fields: tuple[Field, ...]) -> tuple[type[msgspec.Struct], _Check | None]:
-    """Return the msgspec type of an object and the check of what that type leaves open."""
+def _struct(
+    name: str, fields: tuple[Field, ...], *, inner: bool = False
+) -> tuple[type[msgspec.Struct], _Check | None]:
+    """Return the msgspec type of an object and the check of what that type leaves open.
+
+    In an inner object null is refused for a field with a default, since the decoder cannot tell
+    it from a missing one there.
+    """
     members: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     checks: list[tuple[str, str, _Check]] = []
     for i, field in enumerate(fields):
-        kind, check = _type(field.type, nullable=field.nullable)
+        kind, check = _type(field.type, nullable=field.nullable and not (inner and field.default))
         members.append((f"f{i}", kind) if field.required else (f"f{i}", kind, msgspec.UNSET))
         if check is not None:
             checks.append((f"f{i}", f".{field.alias}", check))
@@ -211,7 +217,7 @@ def _plain_type(kind: Type, *, nullable: bool) -> tuple[Any, _Check | None]:
         case "list" | "map":
             return _container(kind)
         case "struct":
-            return _struct("Struct", kind.fields)
+            return _struct("Struct", kind.fields, inner=True)
         case _:
             return _scalar(kind), None
 
@@ -318,12 +324,14 @@ def _finite_decimal(text: str, expected: str, path: str) -> Decimal:
     if text[0] in _WORDS:
         message = f"Expected {expected}, got {_WORDS[text[0]]} - at {path}"
         raise _invalid("invalid_record", message)
-    digits = msgspec.json.decode(text, type=str) if text[0] == '"' else text
-    if not _NUMBER_TEXT.fullmatch(digits):
-        raise _invalid("invalid_record", f"Expected {expected} - at {path}")
-    number = Decimal(digits)
-    is_double = text[0] != '"' and not text.lstrip("-").isdigit()
-    if is_double and len(number.as_tuple().digits) > NUMBER_DIGITS_MAX:
+    if text[0] == '"':
+        digits = msgspec.json.decode(text, type=str)
+        if not _DECIMAL_TEXT.fullmatch(digits):
+            message = f"Expected {expected} in plain digits - at {path}"
+            raise _invalid("invalid_record", message)
+        return Decimal(digits)
+    number = Decimal(text)
+    if len(number.as_tuple().digits) > NUMBER_DIGITS_MAX and not text.lstrip("-").isdigit():
         raise Invalid(
             f"A decimal of over {NUMBER_DIGITS_MAX} digits as a JSON number - at {path}",
             hint='Send it as a string, such as "0.10", so that no digit is lost.',
