@@ -127,7 +127,8 @@ class Tables(Protocol):
     ) -> DataFile:
         """Write rows as a durable Parquet file of a table that may not exist yet.
 
-        `unique` names columns whose values hardly repeat (no dictionary is tried for them).
+        `rows` may be a RecordBatchReader, so that not all of them are in memory. `unique` names
+        columns whose values hardly repeat (no dictionary is tried for them).
         Thread-safe; touches nothing but the new file.
         """
 
@@ -136,6 +137,11 @@ class Tables(Protocol):
 
         A file whose size is not what the table says, or that does not parse, is `Corrupt`.
         """
+
+    def scan(
+        self, snapshot: Snapshot, files: Sequence[DataFile] | None = None
+    ) -> pa.RecordBatchReader:
+        """Return what `read` does as a stream, file by file, so that it need not fit in memory."""
 
     def drop(self, name: str) -> None:
         """Remove a table and its files; nothing if there is none."""
