@@ -7,7 +7,9 @@ leave one that cannot be read; the commits are still there then, and start-up re
 from __future__ import annotations
 
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
+from headrace.model.errors import Unavailable
 from headrace.model.failpoint import failpoint
 from headrace.tables import log_entries, log_state
 from headrace.tables.storage import Storage
@@ -18,15 +20,27 @@ def write(storage: Storage, name: str, version: int) -> None:
 
     The order of effects:
     1. `deltalake` writes the checkpoint and `_last_checkpoint`;
-    2. sync the checkpoint, then `_last_checkpoint`.
+    2. sync the newest checkpoint, then `_last_checkpoint`; also if it was there before, for whoever
+       wrote it may have been killed between 1 and 2.
     """
-    if log_state.last_checkpoint(storage, name) == version:
-        return
-    DeltaTable(storage.uri(name), version=version).create_checkpoint()  # 1
+    newest = log_state.last_checkpoint(storage, name)
+    if newest is None or newest < version:
+        _make(storage.uri(name), version)  # 1
+        newest = version
     failpoint("checkpoint.1")
-    storage.sync(log_entries.checkpoint_path(name, version))  # 2
+    storage.sync(log_entries.checkpoint_path(name, newest))  # 2
     storage.sync(log_entries.last_checkpoint_path(name))
     failpoint("checkpoint.2")
+
+
+def _make(uri: str, version: int) -> None:
+    try:
+        DeltaTable(uri, version=version).create_checkpoint()
+    except (DeltaError, OSError) as e:
+        raise Unavailable(
+            f"No checkpoint of {uri} could be written: {e}",
+            hint="Look for room on the disk; the table itself is untouched",
+        ) from e
 
 
 def clean_log(storage: Storage, name: str, *, before_ms: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import threading
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,11 +43,12 @@ class OwnedTable:
         self._storage = storage
         self._clock = clock
         self._state = state
+        self._snapshot = state.snapshot()
 
     @property
     def snapshot(self) -> Snapshot:
         """See `Table`."""
-        return self._state.snapshot()
+        return self._snapshot
 
     def refresh(self) -> Snapshot:
         """See `Table`."""
@@ -58,7 +59,8 @@ class OwnedTable:
                 hint="Stop this process: its work from here on would be lost",
             )
         self._state = state
-        return state.snapshot()
+        self._snapshot = state.snapshot()
+        return self._snapshot
 
     def commit(
         self,
@@ -83,7 +85,8 @@ class OwnedTable:
         ]
         put_commit(self._storage, state.name, state.version + 1, entries)
         state.apply(state.version + 1, entries)
-        return state.snapshot()
+        self._snapshot = state.snapshot()
+        return self._snapshot
 
     def added_since(self, version: int) -> list[AddedFiles] | None:
         """See `Table`."""
@@ -104,7 +107,7 @@ class OwnedTable:
 
     def checkpoint(self, keep_log_s: float) -> None:
         """See `Table`. It may run beside a commit of the same owner."""
-        now_us, version = self._clock.now_us(), self._state.version
+        now_us, version = self._clock.now_us(), self._snapshot.version
         checkpoint.write(self._storage, self._state.name, version)
         checkpoint.clean_log(
             self._storage, self._state.name, before_ms=(now_us - round(keep_log_s * 1e6)) // 1000
@@ -152,6 +155,7 @@ class _Reader:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     state: LogState | None = None
+    snapshot: Snapshot | None = None
     stamp: str | None = None
 
 
@@ -214,48 +218,46 @@ class DeltaTables:
     def stage(
         self,
         name: str,
-        rows: pa.Table,
+        rows: pa.Table | pa.RecordBatchReader,
         *,
         unique: Sequence[str] = (),
         tags: Mapping[str, str] = {},
     ) -> DataFile:
         """See `Tables`."""
-        rows = normalise_rows(rows)
-        return self.stage_pieces(name, rows.schema, [rows], unique=unique, tags=tags)
-
-    def stage_pieces(
-        self,
-        name: str,
-        schema: pa.Schema,
-        pieces: Iterable[pa.Table],
-        *,
-        unique: Sequence[str] = (),
-        tags: Mapping[str, str] = {},
-    ) -> DataFile:
-        """Stage rows that come piece by piece in a normalised schema, as one file."""
-        file_name = parquet.new_file_name(self._clock)
+        if isinstance(rows, pa.Table):
+            pieces: Iterable[pa.Table] = [normalise_rows(rows)]
+        else:
+            pieces = (normalise_rows(pa.Table.from_batches([batch])) for batch in rows)
         return parquet.write(
-            self.storage, name, file_name, schema, pieces, unique=unique, tags=tags
+            self.storage,
+            name,
+            parquet.new_file_name(self._clock),
+            normalise(rows.schema),
+            pieces,
+            unique=unique,
+            tags=tags,
         )
 
     def read(self, snapshot: Snapshot, files: Sequence[DataFile] | None = None) -> pa.Table:
         """See `Tables`."""
-        pieces = list(self.read_pieces(snapshot, files))
+        pieces = list(self._pieces(snapshot, files))
         return pa.concat_tables(pieces) if pieces else snapshot.schema.empty_table()
 
-    def read_pieces(
+    def scan(
         self, snapshot: Snapshot, files: Sequence[DataFile] | None = None
-    ) -> Iterable[pa.Table]:
-        """Yield what `read` returns row group by row group, in the order of the files."""
+    ) -> pa.RecordBatchReader:
+        """See `Tables`."""
+        pieces = self._pieces(snapshot, files)
+        return pa.RecordBatchReader.from_batches(
+            snapshot.schema, (batch for piece in pieces for batch in piece.to_batches())
+        )
+
+    def _pieces(self, snapshot: Snapshot, files: Sequence[DataFile] | None) -> Iterator[pa.Table]:
         for file in snapshot.files if files is None else files:
             try:
                 yield from parquet.read(self.storage, snapshot.name, file, snapshot.schema)
             except FileNotFoundError:
                 raise self._missing(snapshot, file) from None
-
-    def discard(self, name: str, file: DataFile) -> None:
-        """Delete a staged file that will not be committed."""
-        self.storage.delete(f"{name}/{file.path}")
 
     def drop(self, name: str) -> None:
         """See `Tables`."""
@@ -264,9 +266,12 @@ class DeltaTables:
             self._readers.pop(name, None)
 
     def _exists(self, name: str) -> bool:
-        # Version 0 is the first that log clean-up removes, and only after a checkpoint.
-        return self.storage.exists(log_entries.commit_path(name, 0)) or self.storage.exists(
-            log_entries.last_checkpoint_path(name)
+        # Version 0 is the first that log clean-up removes, and only after a checkpoint; a log
+        # with neither is damaged, and still not free to be written over.
+        return (
+            self.storage.exists(log_entries.commit_path(name, 0))
+            or self.storage.exists(log_entries.last_checkpoint_path(name))
+            or bool(self.storage.files(f"{name}/{log_entries.LOG}"))
         )
 
     def _newest(self, name: str, reader: _Reader) -> Snapshot | None:
@@ -277,12 +282,13 @@ class DeltaTables:
             before = state.version
             log_state.advance(self.storage, state)
             if state.version == before:
-                return state.snapshot()
+                return reader.snapshot
         else:
             state = log_state.load(self.storage, name)
         reader.state = state
         reader.stamp = None if state is None else self._commit_stamp(state)
-        return None if state is None else state.snapshot()
+        reader.snapshot = None if state is None else state.snapshot()
+        return reader.snapshot
 
     def _commit_stamp(self, state: LogState) -> str:
         path = log_entries.commit_path(state.name, state.version)

@@ -43,7 +43,6 @@ class LogState:
         self.meta_data: MetaData | None = None
         self.schema = _NO_SCHEMA
         self.metadata: dict[str, str] = {}
-        self._snapshot: Snapshot | None = None
 
     def apply(self, version: int, entries: list[Entry]) -> None:
         """Move to `version`, whose commit or checkpoint holds `entries`."""
@@ -66,24 +65,21 @@ class LogState:
             elif entry.protocol is not None:
                 _check_protocol(self.name, entry.protocol)
         self.version = version
-        self._snapshot = None
 
     def snapshot(self) -> Snapshot:
         """Return the table at this version, as a value."""
-        if self._snapshot is None:
-            if self.meta_data is None:
-                raise Corrupt(f"{self.name} has no schema in its log", hint="Restore the table")
-            self._snapshot = Snapshot(
-                name=self.name,
-                root=self.root,
-                table_id=self.meta_data.id,
-                version=self.version,
-                files=tuple(self.files.values()),
-                txns=dict(self.txns),
-                schema=self.schema,
-                metadata=self.metadata,
-            )
-        return self._snapshot
+        if self.meta_data is None:
+            raise Corrupt(f"{self.name} has no schema in its log", hint="Restore the table")
+        return Snapshot(
+            name=self.name,
+            root=self.root,
+            table_id=self.meta_data.id,
+            version=self.version,
+            files=tuple(self.files.values()),
+            txns=dict(self.txns),
+            schema=self.schema,
+            metadata=self.metadata,
+        )
 
 
 def load(storage: Storage, name: str, version: int | None = None) -> LogState | None:

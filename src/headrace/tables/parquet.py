@@ -19,6 +19,7 @@ from headrace.tables.storage import Storage
 _PREFIX, _SUFFIX = "part-", ".parquet"
 _ROW_GROUP_ROWS = 1 << 20
 _ROW_GROUP_BYTES = 64 << 20
+_BATCH_ROWS = 1 << 17
 _SAMPLE_ROWS = 1000
 _REPEATED_AT_MOST = 0.5
 """A dictionary pays when fewer than this part of a sample's values are distinct."""
@@ -46,8 +47,8 @@ def write(
     schema: pa.Schema,
     pieces: Iterable[pa.Table],
     *,
-    unique: Sequence[str] = (),
-    tags: Mapping[str, str] | None = None,
+    unique: Sequence[str],
+    tags: Mapping[str, str],
 ) -> DataFile:
     """Write rows of a normalised schema as a durable Parquet file, row group by row group.
 
@@ -66,11 +67,11 @@ def write(
         writer.close()
         size_bytes = file.tell()
     stats = statistics.statistics_json(collected[0], schema, unbounded=with_nan)
-    return DataFile(file_name, collected[0].num_rows, size_bytes, stats, dict(tags or {}))
+    return DataFile(file_name, collected[0].num_rows, size_bytes, stats, dict(tags))
 
 
 def read(storage: Storage, folder: str, file: DataFile, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield a file's rows in the table's schema, row group by row group.
+    """Yield a file's rows in the table's schema, some at a time.
 
     FileNotFoundError if it is gone; `Corrupt` if its size or a page's checksum is not as written,
     or if it cannot be read as `schema`. Columns that the file lacks are null.
@@ -92,10 +93,9 @@ def read(storage: Storage, folder: str, file: DataFile, schema: pa.Schema) -> It
         ):
             names = parquet.schema_arrow.names
             columns = [n for n in schema.names if n in names]
-            for group in range(parquet.num_row_groups):
-                piece = _in_schema(parquet.read_row_group(group, columns=columns), schema)
-                rows += piece.num_rows
-                yield piece
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+                rows += batch.num_rows
+                yield _in_schema(pa.Table.from_batches([batch]), schema)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as e:
