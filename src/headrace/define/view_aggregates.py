@@ -1,0 +1,496 @@
+"""Every aggregate that a view can keep up to date: what of it is state, and its final value.
+
+Each one's state can be merged in any order and grouping with the same result, bit for bit. That is
+why sums of DOUBLE are kept as integers: a DOUBLE is a 53-bit integer times a power of two, so
+values whose exponents share a block of 32 are scaled to integers below 2^86 and added up exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from headrace.define.view_parse import refuse
+from headrace.define.view_state import StateBuilder
+from headrace.define.view_types import (
+    FLOATS,
+    INTEGERS,
+    WIDE_INTEGERS,
+    decimal_digits,
+    is_nested,
+    kept_type,
+)
+from headrace.model.errors import Invalid
+from headrace.model.plan import Column
+
+THETA_K = 4096
+"""Hashes kept a key: exact below, and from there a standard error of 1/√(k-1), 1.6 %."""
+
+QUANTILE_ERROR = 0.01
+_GAMMA = (1 + QUANTILE_ERROR) / (1 - QUANTILE_ERROR)
+"""Ratio of a bucket's bounds (DDSketch, Masson et al. 2019): any value in a bucket is within
+`QUANTILE_ERROR` of what stands for it."""
+
+_BUCKET_OF_ONE = 40_000
+"""Added to a bucket's number, so that the sign is left for the value's own: the smallest DOUBLE
+lies 37,222 buckets below 1, the largest 35,486 above."""
+_BUCKET_INFINITE = 100_000
+_BUCKET_NAN = 100_001
+
+_BIN_EXPONENTS = 32
+_BIN_INFINITE, _BIN_MINUS_INFINITE, _BIN_NAN = 100, 101, 102
+
+_LIMB = 1 << 40
+"""Squares of 64-bit integers are summed in two limbs, since their sum passes 128 bits."""
+
+_SUM_128 = "DECIMAL(38,0)"
+
+_BY_VALUE = "GROUP BY with the value as a key too, and do the rest where the view is read"
+
+_INSTEAD = {
+    "any_value": "min(x), or first(x), which takes the earliest row",
+    "arbitrary": "min(x), or first(x), which takes the earliest row",
+    "mode": _BY_VALUE,
+    "string_agg": _BY_VALUE,
+    "listagg": _BY_VALUE,
+    "group_concat": _BY_VALUE,
+    "array_agg": _BY_VALUE,
+    "list": _BY_VALUE,
+    "histogram": _BY_VALUE,
+    "approx_top_k": _BY_VALUE,
+    "mad": "quantile_cont(x, [0.25, 0.75])",
+    "reservoir_quantile": "approx_quantile(x, q)",
+    "sum_no_overflow": "sum(x)",
+}
+_SUPPORTED = (
+    "count, sum, avg, min, max, bool_and, bool_or, stddev, variance, count(DISTINCT x), "
+    "approx_count_distinct, median, quantile_cont, quantile_disc, first, last, arg_min, arg_max"
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """An aggregate as it stands in a view's SQL; all SQL is over the table's rows."""
+
+    name: str
+    """The name of DuckDB, in lower case."""
+    sql: str
+    arguments: tuple[str, ...]
+    fractions: tuple[float, ...] | None
+    """Of a quantile; `many` says whether they were a list."""
+    many: bool
+    distinct: bool
+    order: tuple[str, bool] | None
+    """ORDER BY: expression, and whether descending."""
+    where: str | None
+    """FILTER."""
+    type: str
+    """The type that DuckDB gives the call."""
+
+
+class AggregateCompiler:
+    """Compiles the aggregates of one view into its state."""
+
+    def __init__(
+        self, state: StateBuilder, type_of: Callable[[str], str], columns: Sequence[str]
+    ) -> None:
+        """`type_of` gives the type of a row expression; `columns` are the table's."""
+        self._state = state
+        self._type_of = type_of
+        self._columns = columns
+        self.reads: set[str] = set()
+        """Columns that the state needs beside those in the SQL."""
+
+    def value(self, call: Call) -> str:
+        """Return the name of the final relation's column with a call's value."""
+        compile_call = self._compilers().get(call.name)
+        if compile_call is None:
+            hint = _INSTEAD.get(call.name, "")
+            name = "string_agg" if call.name == "listagg" else call.name
+            raise refuse(
+                name,
+                f"use {hint}" if hint else f"what can be maintained: {_SUPPORTED}",
+            )
+        if call.distinct and call.name not in {"count", "min", "max", "bool_and", "bool_or"}:
+            raise refuse(f"{call.name}(DISTINCT …)", "only count(DISTINCT x) is kept exactly")
+        if call.order and call.name not in {"first", "last"}:
+            raise refuse(f"ORDER BY in {call.name}", "leave it out; first and last take ORDER BY")
+        return self._state.derive(f"CAST({compile_call(call)} AS {call.type})")
+
+    def _compilers(self) -> dict[str, Callable[[Call], str]]:
+        return {
+            "count": self._count,
+            "count_star": self._count,
+            "count_if": self._count_if,
+            "countif": self._count_if,
+            "min": self._extreme,
+            "max": self._extreme,
+            "bool_and": self._extreme,
+            "bool_or": self._extreme,
+            "every": self._extreme,
+            **dict.fromkeys(["sum", "fsum", "kahan_sum", "sumkahan"], self._sum),
+            **dict.fromkeys(["avg", "mean", "favg"], self._avg),
+            **dict.fromkeys(
+                ["stddev", "stddev_samp", "stddev_pop", "variance", "var_samp", "var_pop"],
+                self._spread,
+            ),
+            "approx_count_distinct": self._theta,
+            **dict.fromkeys(
+                ["median", "quantile", "quantile_cont", "quantile_disc", "approx_quantile"],
+                self._quantile,
+            ),
+            "first": self._ordered,
+            "last": self._ordered,
+            **dict.fromkeys(
+                ["arg_min", "arg_max", "argmin", "argmax", "min_by", "max_by"], self._ordered_by
+            ),
+        }
+
+    def _filter(self, *conditions: str | None) -> str:
+        given = [c for c in conditions if c]
+        return f" FILTER (WHERE {' AND '.join(given)})" if given else ""
+
+    def _where(self, call: Call) -> str | None:
+        return self._state.input(f"CAST({call.where} AS BOOLEAN)") if call.where else None
+
+    def _argument(self, call: Call) -> tuple[str, str]:
+        """Return base column and type of the first argument."""
+        sql = call.arguments[0]
+        return self._state.input(sql), self._type_of(sql)
+
+    def _kept(self, call: Call, sql: str) -> tuple[str, str]:
+        """Return a row expression in the type in which it is kept, as base column and type.
+
+        Zeros of DOUBLE lose their sign, since 0.0 = -0.0 and state must not hold both.
+        """
+        original = self._type_of(sql)
+        kept = kept_type(original)
+        if kept is None:
+            raise refuse(
+                f"{call.name} of {original}",
+                "CAST the argument, to VARCHAR for instance, or take epoch(x) of an interval",
+            )
+        if original in FLOATS:
+            return self._state.input(f"CASE WHEN {sql} = 0 THEN 0 ELSE {sql} END"), kept
+        return self._state.input(sql if kept == original else f"CAST({sql} AS {kept})"), kept
+
+    def _count_of(self, column: str | None, where: str | None) -> str:
+        counted = f"count({column or '*'}){self._filter(where)}"
+        return self._state.group(counted, "coalesce(sum({}), 0)", "BIGINT")
+
+    def _count(self, call: Call) -> str:
+        where = self._where(call)
+        if not call.distinct:
+            return self._count_of(self._argument(call)[0] if call.arguments else None, where)
+        x, kept = self._kept(call, call.arguments[0])
+        if is_nested(kept):
+            raise refuse("count(DISTINCT …) of a list or struct", "CAST the argument to VARCHAR")
+        given = " AND ".join(filter(None, [f"{x} IS NOT NULL", where]))
+        part = self._state.counted(
+            "distinct", Column("x", kept), x, Column("n", "BIGINT"), "count(*)", given
+        )
+        return f"coalesce({self._state.take(part, 'count(*)')}, 0)"
+
+    def _count_if(self, call: Call) -> str:
+        condition = self._state.input(f"CAST({call.arguments[0]} AS BOOLEAN)")
+        where = " AND ".join(filter(None, [condition, self._where(call)]))
+        return self._count_of(None, where)
+
+    def _extreme(self, call: Call) -> str:
+        if len(call.arguments) > 1:
+            raise refuse(f"{call.name}(x, n)", "keep the one extreme, or group by x")
+        function = "bool_and" if call.name == "every" else call.name
+        x, kept = self._kept(call, call.arguments[0])
+        partial = f"{function}({x}){self._filter(self._where(call))}"
+        return self._state.group(partial, f"{function}({{}})", kept)
+
+    def _sum(self, call: Call) -> str:
+        x, kind = self._argument(call)
+        where = self._where(call)
+        digits = decimal_digits(kind)
+        if digits and call.type != "DOUBLE":
+            return self._state.group(
+                f"sum({x}){self._filter(where)}", "sum({})", f"DECIMAL(38,{digits[1]})"
+            )
+        if kind in INTEGERS | WIDE_INTEGERS | {"BOOLEAN"} and call.type != "DOUBLE":
+            return self._state.group(f"sum({x}){self._filter(where)}", "sum({})", _SUM_128)
+        self._require_number(call, kind)
+        n, total = self._exact_sum(f"CAST({call.arguments[0]} AS DOUBLE)", where)
+        return f"CASE WHEN {n} > 0 THEN {total} END"
+
+    def _require_number(self, call: Call, kind: str) -> None:
+        if kind not in INTEGERS | WIDE_INTEGERS | FLOATS and decimal_digits(kind) is None:
+            raise refuse(
+                f"{call.name} of {kind}", "take a number of it, such as epoch(x), or CAST it"
+            )
+
+    def _exact_sum(self, sql: str, where: str | None) -> tuple[str, str]:
+        """Return (count, sum) of a DOUBLE row expression; the sum is 0 where all values are.
+
+        A bin holds Σ x·2^(53 - 32·bin) as an integer; infinities and NaN are counted in bins of
+        their own. The bins are added up from the lowest, in DOUBLE.
+        """
+        x = self._state.input(sql)
+        bin_of = (
+            f"CASE WHEN isnan({x}) THEN {_BIN_NAN} "
+            f"WHEN isinf({x}) AND {x} > 0 THEN {_BIN_INFINITE} "
+            f"WHEN isinf({x}) THEN {_BIN_MINUS_INFINITE} "
+            f"ELSE CAST(floor(floor(log2(abs({x}))) / {_BIN_EXPONENTS}.0) AS INTEGER) END"
+        )
+        shift = f"(53 - {_BIN_EXPONENTS} * {{item}})"
+        scaled = f"{x} * pow(2.0, {shift} // 2) * pow(2.0, {shift} - {shift} // 2)"
+        mantissa = (
+            f"sum(CASE WHEN {{item}} < {_BIN_INFINITE} THEN CAST({scaled} AS HUGEINT) ELSE 1 END)"
+        )
+        given = " AND ".join(filter(None, [f"{x} <> 0", where]))
+        part = self._state.counted(
+            "bins", Column("b", "INTEGER"), bin_of, Column("m", _SUM_128), mantissa, given
+        )
+        b, m = f"{part}_b", f"{part}_m"
+        back = f"({_BIN_EXPONENTS} * {b} - 53)"
+        value = (
+            f"CAST(CAST({m} AS HUGEINT) AS DOUBLE) * pow(2.0, {back} // 2)"
+            f" * pow(2.0, {back} - {back} // 2)"
+        )
+        has = "bool_or({} = {})".format
+        total = self._state.take(
+            part,
+            f"CASE WHEN {has(b, _BIN_NAN)} OR ({has(b, _BIN_INFINITE)} AND "
+            f"{has(b, _BIN_MINUS_INFINITE)}) THEN CAST('nan' AS DOUBLE) "
+            f"WHEN {has(b, _BIN_INFINITE)} THEN CAST('inf' AS DOUBLE) "
+            f"WHEN {has(b, _BIN_MINUS_INFINITE)} THEN CAST('-inf' AS DOUBLE) "
+            f"ELSE sum({value} ORDER BY {b}) FILTER (WHERE {b} < {_BIN_INFINITE}) END",
+        )
+        n = self._count_of(x, where)
+        return n, f"coalesce({total}, CAST(0 AS DOUBLE))"
+
+    def _avg(self, call: Call) -> str:
+        x, kind = self._argument(call)
+        where = self._where(call)
+        self._require_number(call, kind)
+        if kind in FLOATS:
+            n, total = self._exact_sum(f"CAST({call.arguments[0]} AS DOUBLE)", where)
+            return f"CASE WHEN {n} > 0 THEN {total} / {n} END"
+        digits = decimal_digits(kind)
+        kept = f"DECIMAL(38,{digits[1]})" if digits else _SUM_128
+        total = self._state.group(f"sum({x}){self._filter(where)}", "sum({})", kept)
+        n = self._count_of(x, where)
+        number = (
+            f"CAST({total} AS DOUBLE)" if digits else f"CAST(CAST({total} AS HUGEINT) AS DOUBLE)"
+        )
+        return f"CASE WHEN {n} > 0 THEN {number} / {n} END"
+
+    def _spread(self, call: Call) -> str:
+        kind = self._type_of(call.arguments[0])
+        self._require_number(call, kind)
+        where = self._where(call)
+        digits = decimal_digits(kind)
+        if kind in INTEGERS or (digits and digits[0] <= 18):  # noqa: PLR2004 - fits 64 bits
+            n, squares = self._integer_squares(call.arguments[0], digits, where)
+        else:
+            n, squares = self._double_squares(f"CAST({call.arguments[0]} AS DOUBLE)", where)
+        population = call.name.endswith("_pop")
+        variance = (
+            f"CASE WHEN {n} > 0 THEN {squares} / {n} END"
+            if population
+            else f"CASE WHEN {n} > 1 THEN {squares} / ({n} - 1) END"
+        )
+        return f"sqrt({variance})" if call.name.startswith("stddev") else variance
+
+    def _double_squares(self, sql: str, where: str | None) -> tuple[str, str]:
+        """Return count and Σ(x - mean)² of DOUBLEs, from exact sums of x and of x², rounded.
+
+        Loses digits where the mean is many orders of magnitude above the deviation.
+        """
+        n, total = self._exact_sum(sql, where)
+        _, squares = self._exact_sum(f"({sql}) * ({sql})", where)
+        mean = self._state.derive(f"{total} / {n}")
+        return n, f"greatest({squares} - {total} * {mean}, 0)"
+
+    def _integer_squares(
+        self, sql: str, digits: tuple[int, int] | None, where: str | None
+    ) -> tuple[str, str]:
+        """Return count and Σ(x - mean)² of integers or decimals, exact to the last division.
+
+        With q the mean rounded to an integer and r = Σx - n·q, Σ(x - q)² = Σx² - q·(Σx + r), an
+        integer, and Σ(x - mean)² = Σ(x - q)² - r²/n, where |r| ≤ n/2, so nothing cancels. The
+        product is taken in limbs of 40 bits; each intermediate value fits 128.
+        """
+        scale = 10 ** digits[1] if digits else 1
+        whole = f"({sql}) * CAST({scale} AS DECIMAL({len(str(scale))},0))" if digits else sql
+        x = self._state.input(f"CAST({whole} AS HUGEINT)")
+        given = self._filter(where)
+        add = self._state.group
+        n = self._count_of(x, where)
+        s = self._state.derive(f"CAST({add(f'sum({x}){given}', 'sum({})', _SUM_128)} AS HUGEINT)")
+        high = add(f"sum({x} * {x} // {_LIMB}){given}", "sum({})", _SUM_128)
+        low = add(f"sum({x} * {x} % {_LIMB}){given}", "sum({})", _SUM_128)
+        step = self._state.derive
+        q = step(f"CASE WHEN {n} > 0 THEN sign({s}) * ((2 * abs({s}) + {n}) // (2 * {n})) END")
+        r = step(f"{s} - {q} * {n}")
+        t_low = step(f"((({s} + {r}) % {_LIMB}) + {_LIMB}) % {_LIMB}")
+        t_high = step(f"({s} + {r} - {t_low}) // {_LIMB}")
+        rest = step(f"CAST({low} AS HUGEINT) - {q} * {t_low}")
+        rest_low = step(f"(({rest} % {_LIMB}) + {_LIMB}) % {_LIMB}")
+        top = step(f"CAST({high} AS HUGEINT) - {q} * {t_high} + ({rest} - {rest_low}) // {_LIMB}")
+        around_q = step(f"CAST({top} AS DOUBLE) * {_LIMB}e0 + CAST({rest_low} AS DOUBLE)")
+        exact = f"{around_q} - CAST({r} AS DOUBLE) * CAST({r} AS DOUBLE) / {n}"
+        return n, f"(({exact}) / {scale * scale}e0)"
+
+    def _theta(self, call: Call) -> str:
+        """Keep the smallest 64-bit hashes; their density tells how many distinct values there are.
+
+        The hash is the first half of MD5 over the value's text, the same on every machine and in
+        every version, shifted to fit BIGINT.
+        """
+        sql = call.arguments[0]
+        kind = self._type_of(sql)
+        if kind in FLOATS:
+            as_text = f"CAST(CAST(CASE WHEN {sql} = 0 THEN 0 ELSE {sql} END AS DOUBLE) AS VARCHAR)"
+        elif kind == "BLOB":
+            as_text = f"hex({sql})"
+        elif kind.startswith("TIMESTAMP"):
+            as_text = f"CAST(epoch_us({sql}) AS VARCHAR)"
+        else:
+            as_text = f"CAST({sql} AS VARCHAR)"
+        x = self._state.input(as_text)
+        given = " AND ".join(filter(None, [f"{x} IS NOT NULL", self._where(call)]))
+        half = str(1 << 63)
+        hashed = (
+            f"CAST(CAST(md5_number_lower({x}) AS HUGEINT) - CAST('{half}' AS HUGEINT) AS BIGINT)"
+        )
+        part = self._state.smallest("hashes", Column("h", "BIGINT"), hashed, given, THETA_K)
+        density = f"((CAST(max({part}_h) AS DOUBLE) + {half}e0) / {1 << 64}e0)"
+        value = self._state.take(
+            part,
+            f"CASE WHEN count(*) < {THETA_K} THEN count(*) "
+            f"ELSE CAST(round({THETA_K - 1} / {density}) AS BIGINT) END",
+        )
+        return f"coalesce({value}, 0)"
+
+    def _quantile(self, call: Call) -> str:
+        kind = self._type_of(call.arguments[0])
+        self._require_number(call, kind)
+        fractions = (0.5,) if call.name == "median" else call.fractions
+        if not fractions or not all(0 <= q <= 1 for q in fractions):
+            raise Invalid(
+                f"{call.sql}: a quantile's place is a number from 0 to 1",
+                hint="quantile_cont(x, 0.95)",
+                code="sql",
+            )
+        where = self._where(call)
+        x = self._state.input(f"CAST({call.arguments[0]} AS DOUBLE)")
+        lowest = self._state.group(f"min({x}){self._filter(where)}", "min({})", "DOUBLE")
+        highest = self._state.group(f"max({x}){self._filter(where)}", "max({})", "DOUBLE")
+        given = " AND ".join(filter(None, [f"{x} IS NOT NULL", where]))
+        part = self._state.counted(
+            "buckets",
+            Column("b", "INTEGER"),
+            _bucket_of(x),
+            Column("n", "BIGINT"),
+            "count(*)",
+            given,
+        )
+        continuous = call.name in {"median", "quantile_cont"}
+        values = [
+            f"greatest(least({v}, {highest}), {lowest})"
+            for v in (self._quantile_value(part, q, continuous=continuous) for q in fractions)
+        ]
+        if not call.many:
+            return values[0]
+        return f"CASE WHEN {lowest} IS NOT NULL THEN [{', '.join(values)}] END"
+
+    def _quantile_value(self, part: str, q: float, *, continuous: bool) -> str:
+        """Return a value of the final relation: what stands for the bucket at a rank.
+
+        Between two ranks quantile_cont draws a line, as DuckDB's does over the values themselves.
+        """
+        keys = [c.name for c in self._state.key_columns]
+        by = f"PARTITION BY {', '.join(keys)}" if keys else ""
+        source = (
+            f"(SELECT *, sum({part}_n) OVER ({by} ORDER BY {part}_b) AS upto,"
+            f" sum({part}_n) OVER ({by}) AS total FROM {part})"
+        )
+        if continuous:
+            rank = f"{q!r}::DOUBLE * (total - 1)"
+            low, high = f"floor({rank})", f"ceil({rank})"
+        else:
+            low = high = f"greatest(ceil({q!r}::DOUBLE * total) - 1, 0)"
+        value = _bucket_value(f"{part}_b")
+        below = self._state.take(part, f"min({value}) FILTER (WHERE upto > {low})", source)
+        if not continuous:
+            return below
+        above = self._state.take(part, f"min({value}) FILTER (WHERE upto > {high})", source)
+        share = self._state.take(part, f"any_value({rank} - {low})", source)
+        between = f"{below} + ({above} - {below}) * {share}"
+        return f"CASE WHEN {below} = {above} THEN {below} ELSE {between} END"
+
+    def _ordered(self, call: Call) -> str:
+        order, descending = call.order or ("", False)
+        if not order:
+            order = self._system("received_at")
+        o, order_type = self._kept(call, order)
+        nulls_last = f"{o} IS NOT NULL" if descending else f"{o} IS NULL"
+        first = call.name == "first"
+        return self._pick(
+            call,
+            "min" if first != descending else "max",
+            o,
+            order_type,
+            nulls_last,
+            self._where(call),
+        )
+
+    def _ordered_by(self, call: Call) -> str:
+        if len(call.arguments) != 2:  # noqa: PLR2004 - a value and what it is ordered by
+            raise refuse(f"{call.name}(x, y, n)", "keep the one row, or group by x")
+        o, order_type = self._kept(call, call.arguments[1])
+        x, _ = self._kept(call, call.arguments[0])
+        given = [f"{x} IS NOT NULL", f"{o} IS NOT NULL", self._where(call)]
+        function = "min" if "min" in call.name else "max"
+        return self._pick(call, function, o, order_type, "false", " AND ".join(filter(None, given)))
+
+    def _pick(
+        self, call: Call, function: str, o: str, order_type: str, nulls: str, where: str | None
+    ) -> str:
+        """Keep the least or greatest (nulls, order, event_id, value): a total order of rows."""
+        x, kept = self._kept(call, call.arguments[0])
+        e = self._state.input(self._system("event_id"))
+        packed = f"struct_pack(z := {nulls}, o := {o}, e := {e}, v := {x})"
+        kind = f'STRUCT("z" BOOLEAN, "o" {order_type}, "e" VARCHAR, "v" {kept})'
+        partial = f"{function}({packed}){self._filter(where)}"
+        return f"{self._state.group(partial, f'{function}({{}})', kind)}.v"
+
+    def _system(self, name: str) -> str:
+        if name not in self._columns:
+            raise Invalid(
+                f"first, last, arg_min and arg_max need the column {name}, which the table lacks",
+                hint="the system columns are part of every table",
+                code="unknown_column",
+            )
+        self.reads.add(name)
+        return f'"{name}"'
+
+
+def _bucket_of(x: str) -> str:
+    """Return SQL of a DOUBLE's bucket: numbers sort as values do."""
+    number = (
+        f"CAST(ceil(ln(abs({x})) / {math.log(_GAMMA)!r}::DOUBLE) AS INTEGER) + {_BUCKET_OF_ONE}"
+    )
+    return (
+        f"CASE WHEN {x} = 0 THEN 0 WHEN isnan({x}) THEN {_BUCKET_NAN} "
+        f"WHEN isinf({x}) THEN CAST(sign({x}) AS INTEGER) * {_BUCKET_INFINITE} "
+        f"ELSE CAST(sign({x}) AS INTEGER) * ({number}) END"
+    )
+
+
+def _bucket_value(b: str) -> str:
+    """Return SQL of the value that stands for a bucket."""
+    power = f"pow({_GAMMA!r}::DOUBLE, abs({b}) - {_BUCKET_OF_ONE})"
+    return (
+        f"CASE WHEN {b} = 0 THEN CAST(0 AS DOUBLE) "
+        f"WHEN {b} = {_BUCKET_NAN} THEN CAST('nan' AS DOUBLE) "
+        f"WHEN abs({b}) = {_BUCKET_INFINITE} THEN sign({b}) * CAST('inf' AS DOUBLE) "
+        f"ELSE sign({b}) * {power} * {2 / (_GAMMA + 1)!r}::DOUBLE END"
+    )
