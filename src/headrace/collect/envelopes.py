@@ -1,0 +1,246 @@
+"""Bodies to records: JSON object, JSON array, NDJSON, gzip of each, CloudEvents.
+
+A record keeps its exact bytes. What cannot be taken apart is refused whole, before anything is
+appended; what can be taken apart is a record, valid or not.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from headrace.collect import cloudevents
+from headrace.collect.exchange import Headers
+from headrace.collect.limits import too_large
+from headrace.model.errors import Invalid
+
+Form = Literal["json", "lines", "event", "events"]
+
+_FORMS: dict[str, Form] = {
+    "application/json": "json",
+    "application/x-ndjson": "lines",
+    "application/ndjson": "lines",
+    "application/jsonl": "lines",
+    "application/jsonlines": "lines",
+    "application/x-jsonlines": "lines",
+    "application/cloudevents+json": "event",
+    "application/cloudevents-batch+json": "events",
+}
+_GZIP_WBITS = 31
+_INFLATE_STEP_BYTES = 1 << 20
+_WHITE = b" \t\r\n"
+_RAW = msgspec.json.Decoder(msgspec.Raw)
+_RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
+
+
+class Records(NamedTuple):
+    """The records of a body. `headers` and `names` are None or as long as `values`."""
+
+    values: list[bytes]
+    headers: list[bytes] | None = None
+    """What an envelope says beside the value, as JSON objects of strings."""
+    names: list[str] | None = None
+    """The client's own name of each record."""
+    keys: list[bytes | None] | None = None
+    whole: bool = False
+    """Whether the body itself is the one record, without anything around it."""
+
+
+def form_of(content_type: str | None) -> Form:
+    """Return how a body of this type is to be taken apart; none said means JSON."""
+    if content_type is None:
+        return "json"
+    kind, _, parameters = content_type.partition(";")
+    kind = kind.strip().lower()
+    form = _FORMS.get(kind)
+    if form is None and kind.startswith("application/") and kind.endswith("+json"):
+        form = "json"
+    if form is None or not _is_utf8(parameters):
+        raise Invalid(
+            "This content type cannot be taken apart into records",
+            hint="Send application/json (an object or an array), application/x-ndjson (an object a"
+            " line), application/cloudevents+json or application/cloudevents-batch+json, in UTF-8.",
+            code="unsupported_media_type",
+        )
+    return form
+
+
+def _is_utf8(parameters: str) -> bool:
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return value.strip().strip('"').lower() in {"utf-8", "utf8", "us-ascii"}
+    return True
+
+
+def is_compressed(encoding: str | None) -> bool:
+    """Return whether a Content-Encoding says gzip; refuse what is neither that nor plain."""
+    word = (encoding or "identity").strip().lower()
+    if word in {"gzip", "x-gzip"}:
+        return True
+    if word == "identity":
+        return False
+    raise Invalid(
+        "This content encoding is not known here",
+        hint="Send the body plain or with Content-Encoding: gzip.",
+        code="unsupported_encoding",
+    )
+
+
+def inflate(data: bytes, bytes_max: int, take: Callable[[int], None]) -> bytes:
+    """Return what gzip `data` holds, never making more than `bytes_max` of it.
+
+    `take` reserves each piece's bytes before the next is made.
+    """
+    pieces: list[bytes] = []
+    total = 0
+    while data:
+        member = zlib.decompressobj(_GZIP_WBITS)
+        while not member.eof:
+            try:
+                piece = member.decompress(data, min(_INFLATE_STEP_BYTES, bytes_max - total + 1))
+            except zlib.error:
+                raise _malformed_gzip() from None
+            data = member.unconsumed_tail
+            total += len(piece)
+            if total > bytes_max:
+                raise too_large(bytes_max)
+            take(len(piece))
+            pieces.append(piece)
+            if not piece and not data and not member.eof:
+                raise _malformed_gzip()
+        data = member.unused_data
+    return b"".join(pieces)
+
+
+def _malformed_gzip() -> Invalid:
+    return Invalid(
+        "The body is not whole gzip",
+        hint="Compress the body as one gzip stream, or leave Content-Encoding out.",
+        code="malformed_gzip",
+    )
+
+
+def open_body(form: Form, body: bytes, headers: Headers, records_max: int) -> Records:
+    """Return the records of a body, or raise `Invalid` if it cannot be taken apart."""
+    if form == "event":
+        return _from_events([cloudevents.structured(body)])
+    if form == "events":
+        return _from_events(cloudevents.batched(split_array(body, records_max)))
+    binary = cloudevents.binary(headers) if headers.get("ce-specversion") else None
+    if binary is not None:
+        return Records([body or cloudevents.NO_DATA], *_columns([binary]))
+    if form == "lines":
+        return Records(_split_lines(body, records_max))
+    start = body.lstrip(_WHITE)[:1]
+    if not start:
+        raise Invalid("The body is empty", hint="Send at least one record.", code="empty_body")
+    if start == b"[":
+        values = split_array(body, records_max)
+        if not values:
+            raise Invalid("The array is empty", hint="Send at least one record.", code="empty_body")
+        return Records(values)
+    return Records([body], whole=True)
+
+
+def _from_events(events: list[cloudevents.Event]) -> Records:
+    return Records([event.data for event in events], *_columns([e.context for e in events]))
+
+
+def _columns(
+    contexts: list[cloudevents.Context],
+) -> tuple[list[bytes], list[str], list[bytes | None]]:
+    return (
+        [context.headers for context in contexts],
+        [context.name for context in contexts],
+        [context.key for context in contexts],
+    )
+
+
+def _split_lines(body: bytes, records_max: int) -> list[bytes]:
+    # Counted first: a body of newlines alone would otherwise become millions of list entries.
+    if body.count(b"\n") > records_max:
+        raise _too_many(records_max)
+    lines = [line for line in body.split(b"\n") if line and not line.isspace()]
+    if not lines:
+        raise Invalid("The body is empty", hint="Send at least one record.", code="empty_body")
+    return lines
+
+
+def split_array(body: bytes, records_max: int) -> list[bytes]:
+    """Return the elements' exact bytes of a JSON array.
+
+    Elements nested too deep for the JSON reader are cut out by their brackets, so that one of them
+    does not cost its neighbours.
+    """
+    if body.count(b",") > records_max:
+        # Commas within the elements count too, so this only says that it is worth a closer look.
+        _elements(body, records_max)
+    try:
+        return [bytes(raw) for raw in _RAWS.decode(body)]
+    except RecursionError:
+        return _elements(body, records_max)
+    except msgspec.ValidationError:
+        raise Invalid(
+            "The body is not a JSON array", hint="Send an array of events.", code="not_an_array"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise malformed(fault) from None
+
+
+def _elements(body: bytes, records_max: int) -> list[bytes]:
+    depth = 0
+    elements: list[bytes] = []
+    start = 0
+    for token in _TOKEN.finditer(body):
+        sign = token[0]
+        if sign in (b"[", b"{"):
+            depth += 1
+            if depth == 1:
+                start = token.end()
+            continue
+        if sign in (b"]", b"}"):
+            depth -= 1
+        if (sign == b"," and depth == 1) or depth == 0:
+            elements.append(body[start : token.start()].strip(_WHITE))
+            start = token.end()
+            if len(elements) > records_max:
+                raise _too_many(records_max)
+        if depth == 0:
+            break
+    if depth != 0 or body[start:].strip(_WHITE):
+        raise malformed(None)
+    return elements
+
+
+def refuse_unless_json(value: bytes) -> None:
+    """Raise `Invalid` if bytes are not one JSON value, however deep."""
+    try:
+        _RAW.decode(value)
+    except RecursionError:
+        return
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise malformed(fault) from None
+
+
+def malformed(fault: Exception | None) -> Invalid:
+    """Return the error of a body that is no JSON, with the place where it stops being it."""
+    place = re.search(r"\(byte \d+\)", str(fault)) if fault else None
+    return Invalid(
+        f"The body is not JSON{' ' + place[0] if place else ''}",
+        hint="Send one JSON object, an array of them, or application/x-ndjson with one a line.",
+        code="malformed_json",
+    )
+
+
+def _too_many(records_max: int) -> Invalid:
+    return Invalid(
+        f"The body has more than {records_max:,} records",
+        hint="Send it in parts.",
+        code="too_many_records",
+    )

@@ -1,0 +1,165 @@
+"""What becomes of a topic's records before the log has them: judged, marked, named, keyed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from headrace.collect.envelopes import Records, refuse_unless_json
+from headrace.model.batch import UNMARKED, Batch
+from headrace.model.clock import Clock
+from headrace.model.errors import Invalid
+from headrace.model.ids import client_id
+from headrace.model.plan import Topic
+from headrace.stage.validate import Validator
+
+_ID_TAIL_BITS = 62
+_VARIANT = 0b10 << _ID_TAIL_BITS
+_NAME_LENGTH_MAX = 255
+_PERHAPS_NO_JSON = {"invalid_json", "invalid_utf8", "too_deep"}
+
+
+class Naming(NamedTuple):
+    """What a request says about all its records."""
+
+    scope: str
+    """Whose names these are: no two scopes share a name."""
+    key: bytes | None
+    """`Headrace-Key`: the key of every record without its own."""
+    request_name: str | None
+    """`Idempotency-Key`: with a record's index, its name unless it has its own."""
+
+
+class Dead(NamedTuple):
+    """A record that will become a dead letter."""
+
+    position: int
+    fault: Invalid
+
+
+class Intake:
+    """The door of one topic."""
+
+    def __init__(self, topic: Topic, clock: Clock) -> None:
+        self.topic = topic
+        self.name = topic.name
+        self._clock = clock
+        self._validator = Validator(topic.schema)
+        self._id_picker = _picker(topic.id_field)
+        self._key_picker = _picker(topic.key_field)
+
+    def judge(self, records: Records) -> list[Dead]:
+        """Return the records that are not valid.
+
+        A body that was to be one record and is no JSON at all is refused instead.
+        """
+        check = self._validator.check
+        dead = []
+        for i, value in enumerate(records.values):
+            try:
+                check(value)
+            except Invalid as fault:
+                dead.append(Dead(i, fault))
+        if dead and records.whole and dead[0].fault.code in _PERHAPS_NO_JSON:
+            refuse_unless_json(records.values[0])
+        return dead
+
+    def add(
+        self, records: Records, dead: list[Dead], naming: Naming, received_at: int, into: Batch
+    ) -> None:
+        """Add every record to a batch, in order, those that are valid with their mark."""
+        n = len(records.values)
+        marks = [self._validator.fingerprint] * n
+        for one in dead:
+            marks[one.position] = UNMARKED
+        into.values += records.values
+        into.headers += records.headers or [b""] * n
+        into.received_at += [received_at] * n
+        into.marks += marks
+        into.ids += self._ids(records, naming)
+        into.keys += self._keys(records, naming)
+
+    def _ids(self, records: Records, naming: Naming) -> list[bytes]:
+        values = records.values
+        made = new_ids(self._clock, len(values))
+        if naming.request_name is None and records.names is None and not self.topic.id_field:
+            return made
+        ids = []
+        for i, value in enumerate(values):
+            name = self._own_name(value)
+            if name is None and records.names is not None:
+                name = records.names[i]
+            if name is None and naming.request_name is not None:
+                name = _text(["idempotency-key", naming.request_name, i])
+            ids.append(client_id(naming.scope, self.topic.name, name) if name else made[i])
+        return ids
+
+    def _own_name(self, value: bytes) -> str | None:
+        chosen = _pick(self._id_picker, value)
+        return None if chosen in (None, "") else _text(["field", chosen])
+
+    def _keys(self, records: Records, naming: Naming) -> list[bytes | None]:
+        keys = list(records.keys or [None] * len(records.values))
+        if naming.key is None and not self.topic.key_field:
+            return keys
+        for i, value in enumerate(records.values):
+            if keys[i] is None:
+                keys[i] = naming.key
+            if keys[i] is None:
+                keys[i] = _key_bytes(_pick(self._key_picker, value))
+        return keys
+
+
+def naming_of(
+    scope: str, idempotency_key: str | None, key: str | None, length_max: int = _NAME_LENGTH_MAX
+) -> Naming:
+    """Return what a request's headers say about its records."""
+    if idempotency_key is not None and not 0 < len(idempotency_key) <= length_max:
+        raise Invalid(
+            f"Idempotency-Key has to have 1 to {length_max} characters",
+            hint="Use a UUID for each request, and the same one when you send it again.",
+            code="invalid_idempotency_key",
+        )
+    return Naming(scope, key.encode() if key else None, idempotency_key)
+
+
+def new_ids(clock: Clock, n: int) -> list[bytes]:
+    """Return n new UUIDv7: one by chance, the others counted up from it.
+
+    RFC 9562 (6.2, method 2) allows this, and it costs a tenth of asking for chance each time.
+    """
+    first = clock.new_id()
+    if n == 1:
+        return [first]
+    head, tail = first[:8], int.from_bytes(first[8:], "big")
+    mask = _VARIANT - 1 >> 1
+    return [head + (_VARIANT | ((tail + i) & mask)).to_bytes(8, "big") for i in range(n)]
+
+
+def _picker(name: str | None) -> msgspec.json.Decoder[msgspec.Struct] | None:
+    """Return a decoder of nothing but the top-level field of this JSON name."""
+    if name is None:
+        return None
+    fields = [("chosen", str | int | None, None)]
+    picked = msgspec.defstruct("Picked", fields, rename={"chosen": name})
+    return msgspec.json.Decoder(picked)
+
+
+def _pick(picker: msgspec.json.Decoder[msgspec.Struct] | None, value: bytes) -> str | int | None:
+    """Return the field that `picker` looks for; None if it is not there or has another type."""
+    if picker is None:
+        return None
+    try:
+        (chosen,) = msgspec.structs.astuple(picker.decode(value))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return chosen
+
+
+def _key_bytes(chosen: str | int | None) -> bytes | None:
+    return None if chosen is None else str(chosen).encode("utf-8", "surrogatepass")
+
+
+def _text(parts: list[str | int]) -> str:
+    return msgspec.json.encode(parts).decode()
