@@ -315,7 +315,8 @@ def put_commit(storage: Storage, name: str, version: int, entries: Sequence[Entr
     2. look whether the log was cleaned past it: then the name was free because another owner had
        made it, checkpointed it and cleaned it away, and readers never look there.
     """
-    storage.put_new(log_entries.commit_path(name, version), log_entries.encode(entries))  # 1
+    path = log_entries.commit_path(name, version)
+    storage.put_new(path, log_entries.encode(entries), new_folder=version == 0)  # 1
     newest = log_state.last_checkpoint(storage, name)  # 2
     if newest is not None and newest >= version:
         raise Fenced(

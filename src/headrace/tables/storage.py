@@ -5,7 +5,7 @@ Names are relative, with `/` between parts. What holds for every storage:
 - `put_new` is exclusive and atomic: exactly one of two callers gets the name, the other `Fenced`,
   and nobody ever sees a part of the bytes. It is the fence that every commit stands on.
 - `put_new`, `put`, `create` and `sync` are durable when they return.
-- A folder exists as far as it holds names; nothing has to be made before.
+- A folder is made with the first name in it.
 
 `Unavailable` means that there is no room and that nothing was kept; `Corrupt` that the device
 failed, after which only a restart can tell what is stored.
@@ -29,7 +29,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from headrace.model.clock import Clock
-from headrace.model.errors import Corrupt, Fenced, HeadraceError, Unavailable
+from headrace.model.errors import Corrupt, Fenced, HeadraceError, Internal, Unavailable
 from headrace.model.failpoint import failpoint
 
 TEMPORARY = ".tmp"
@@ -50,14 +50,20 @@ class Storage(Protocol):
     def uri(self, path: str) -> str:
         """Return how other programs name `path`: absolute, or a URL."""
 
-    def put_new(self, path: str, data: bytes) -> None:
-        """Make a name hold `data`; `Fenced` if the name is taken or its folder is gone."""
+    def put_new(self, path: str, data: bytes, *, new_folder: bool = False) -> None:
+        """Make a name hold `data`; `Fenced` if the name is taken.
+
+        `Fenced`, too, if its folder is not there and was not to be made.
+        """
 
     def put(self, path: str, data: bytes) -> None:
         """Make a name hold `data` from now on, whatever it held."""
 
     def create(self, path: str) -> AbstractContextManager[pa.NativeFile]:
-        """Open a new name for writing; it is durable after the block, gone if the block fails."""
+        """Open a new name for writing; it is durable after the block, gone if the block fails.
+
+        `Internal` if the name is taken: names of data files never come twice.
+        """
 
     def sync(self, path: str) -> None:
         """Make durable what another library wrote under this name."""
@@ -119,7 +125,7 @@ class LocalStorage:
         """See `Storage`."""
         return str(self._root / path)
 
-    def put_new(self, path: str, data: bytes) -> None:
+    def put_new(self, path: str, data: bytes, *, new_folder: bool = False) -> None:
         """See `Storage`.
 
         The order of effects:
@@ -128,7 +134,8 @@ class LocalStorage:
         3. fsync the folder: from here the name is durable.
         """
         target = self._root / path
-        self._make_folder(target.parent)
+        if new_folder:
+            self._make_folder(target.parent)
         temporary = self._temporary / self._unique()
         try:
             self._write(temporary, data)  # 1
@@ -169,7 +176,11 @@ class LocalStorage:
         """See `Storage`."""
         target = self._root / path
         try:
-            with self._open_new(target) as file:
+            file = self._open_new(target)
+        except OSError as e:
+            raise _failure(path, e) from e
+        try:
+            with file:
                 yield file
             failpoint("stage.1")
             self._sync_path(target)
@@ -287,13 +298,20 @@ class LocalStorage:
     def _open_new(self, target: Path) -> pa.NativeFile:
         self._make_folder(target.parent)
         try:
-            return pa.OSFile(str(target), "wb")
+            return self._create_empty(target)
         except FileNotFoundError:
             # The folder was dropped by another process since we made it.
             with self._folders_lock:
                 self._durable_folders.clear()
             self._make_folder(target.parent)
-            return pa.OSFile(str(target), "wb")
+            return self._create_empty(target)
+
+    def _create_empty(self, target: Path) -> pa.NativeFile:
+        try:
+            target.touch(exist_ok=False)
+        except FileExistsError:
+            raise Internal(f"{target.name} would be written twice") from None
+        return pa.OSFile(str(target), "wb")
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and its parents durable, whoever made them and was killed before fsync."""
