@@ -2,12 +2,14 @@
 
 None of it changes what a query answers, but for retention by age, which is an epoch of its own.
 Everything is bounded by what the ledger, the slowest view and the duplicate horizon still need.
-Called between two epochs; each call does at most one piece of work of each kind.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import msgspec
 import pyarrow as pa
@@ -23,44 +25,79 @@ from headrace.process.ranges import partition_key
 from headrace.tables.compact import compact, plan_compaction
 from headrace.tables.expire import expire_rows
 
+BESIDE_EVERY_S = 1.0
+"""How often the thread looks for tables with too many files or commits."""
 ORPHAN_AGE_US = 3600 * 1_000_000
 """A staged file this old, without a ledger row, belongs to no epoch under way."""
 
 
 class Housekeeper:
-    """Remembers when each kind of work was last done."""
+    """Remembers when each kind of work was last done.
 
-    def __init__(self, owner: Owner) -> None:
+    Compaction and checkpoints run on a thread of their own (`begin`, `end`): they read and write
+    beside the epochs and take the owner's lock only to commit. The rest runs between two epochs.
+    """
+
+    def __init__(self, owner: Owner, gate: Callable[[], AbstractContextManager[None]]) -> None:
+        """`gate` is entered around each round of work; see `process/gate.py`."""
         self._owner = owner
+        self._gate = gate
         self._options = owner.plan.options
         self._checkpointed: dict[str, int] = {}
-        self._next_expiry_s = owner.clock.monotonic_s() + owner.plan.options.tidy_every_s
+        self._next_tidy_s = owner.clock.monotonic_s() + self._options.tidy_every_s
         self._next_retention_s = owner.clock.monotonic_s()
         self._reached: deque[tuple[float, dict[str, int]]] = deque()
+        self._ended = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._beside, name="housekeeping", daemon=True)
 
-    def run(self) -> None:
-        """Do what is due."""
-        for name, table in [*self._owner.opened.items(), (LEDGER, self._owner.ledger.table)]:
-            self.compact(name, table)
-            self.checkpoint(name, table)
+    def begin(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop the thread; its work under way is finished first."""
+        self._ended.set()
+        self._thread.join()
+
+    def between_epochs(self) -> None:
+        """Do what is due; raises what the thread failed with."""
+        if self._failure is not None:
+            raise self._failure
         now_s = self._owner.clock.monotonic_s()
-        if now_s >= self._next_expiry_s:
-            self._next_expiry_s = now_s + self._options.tidy_every_s
+        if now_s >= self._next_tidy_s:
+            self._next_tidy_s = now_s + self._options.tidy_every_s
             expire_ids(self._owner)
             self.trim()
+            with self._owner.lock:
+                self._owner.views.maintain()
         if now_s >= self._next_retention_s:
             self._next_retention_s = now_s + self._options.retain_every_s
             retain(self._owner)
-        self._owner.views.maintain()
+
+    def _beside(self) -> None:
+        period_s = min(self._options.tidy_every_s, BESIDE_EVERY_S)
+        try:
+            while not self._owner.clock.wait(self._ended, period_s):
+                with self._gate():
+                    self.tables()
+        except BaseException as e:  # noqa: BLE001 - raised by the loop, between two epochs
+            self._failure = e
+
+    def tables(self) -> None:
+        """Compact and checkpoint every table that needs it."""
+        for name, table in [*self._owner.opened.items(), (LEDGER, self._owner.ledger.table)]:
+            self.compact(name, table)
+            self.checkpoint(name, table)
 
     def compact(self, name: str, table: Table) -> None:
         """Make many small files of a table one, when there are too many."""
         if len(table.snapshot.files) <= self._options.table_files_max:
             return
         groups = plan_compaction(table.snapshot, files_max=self._options.table_files_max)
-        if groups:
-            with self._owner.lock:
-                compact(self._owner.tables, table, groups[0], txn=self._owner.files_txn(name))
+        txn = self._owner.files_txn(name)
+        for group in groups:
+            compact(self._owner.tables, table, group, txn=txn, lock=self._owner.lock)
 
     def checkpoint(self, name: str, table: Table) -> None:
         """Write a checkpoint every so many commits, then drop old commits and unused files."""
@@ -70,6 +107,7 @@ class Housekeeper:
         if version - done < each:
             return
         with self._owner.lock:
+            version = table.snapshot.version
             table.checkpoint(self._options.keep_commits_s)
             keep = version
             if name.startswith("tables/"):

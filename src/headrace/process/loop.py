@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from headrace.model.clock import Clock
@@ -59,15 +60,20 @@ class Loop:
         progress: Progress,
         *,
         drain: Callable[[], bool] = lambda: False,
+        gate: Callable[[], AbstractContextManager[None]] = nullcontext,
         threads: int = 2,
     ) -> None:
-        """`drain` says whether to end as soon as everything is committed and published."""
+        """`drain` says whether to end as soon as everything is committed and published.
+
+        `gate` is entered around each turn; see `process/gate.py`.
+        """
         self._owner = owner
         self._stop = stop
         self._drain = drain
         self._progress = progress
         self._bytes_max = owner.plan.options.epoch_bytes_max * threads
-        self._housekeeper = Housekeeper(owner)
+        self._gate = gate
+        self._housekeeper = Housekeeper(owner, gate)
         self._alarm = DeadLetterAlarm(owner.clock)
         self._topics: dict[str, TopicInfo] = {}
         self._described_s = -DESCRIBE_EVERY_S
@@ -76,19 +82,27 @@ class Loop:
     def run(self) -> None:
         """Run until stopped or drained; publish every view at the end."""
         owner, clock = self._owner, self._owner.clock
-        while not self._stop.is_set():
-            self._progress.beat_us = clock.now_us()
-            draining = self._drain()
-            worked = self.turn()
-            if not worked and draining and self.caught_up():
-                break
-            if not worked:
-                clock.wait(self._stop, POLL_S)
-        with owner.lock:
+        self._housekeeper.begin()
+        try:
+            while not self._stop.is_set():
+                self._progress.beat_us = clock.now_us()
+                draining = self._drain()
+                worked = self.turn()
+                if not worked and draining and self.caught_up():
+                    break
+                if not worked:
+                    clock.wait(self._stop, POLL_S)
+        finally:
+            self._housekeeper.end()
+        with self._gate(), owner.lock:
             owner.views.publish(clock.now_us(), force=True)
 
     def turn(self) -> bool:
         """Do one turn; return whether an epoch ran."""
+        with self._gate():
+            return self._turn()
+
+    def _turn(self) -> bool:
         owner, clock = self._owner, self._owner.clock
         now_s = clock.monotonic_s()
         if now_s - self._described_s >= DESCRIBE_EVERY_S:
@@ -112,7 +126,7 @@ class Loop:
         if not worked:
             with owner.lock:
                 owner.views.publish(clock.now_us())
-        self._housekeeper.run()
+        self._housekeeper.between_epochs()
         return worked
 
     def epoch(self, ranges: tuple[Range, ...]) -> None:
@@ -146,13 +160,14 @@ def run_owner(
     stop: threading.Event,
     progress: Progress,
     drain: Callable[[], bool],
+    gate: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Begin an owner and run it; begin again after `Unavailable`, with a growing pause."""
     pause_s = RESTART_S_MIN
     while not stop.is_set():
         epochs = progress.epochs
         try:
-            Loop(begin(), stop, progress, drain=drain).run()
+            Loop(begin(), stop, progress, drain=drain, gate=gate).run()
         except Unavailable as e:
             progress.restarts += 1
             progress.waiting_for = e.message

@@ -13,6 +13,7 @@ from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.role import Role
 from headrace.process import status
+from headrace.process.gate import Gate
 from headrace.process.loop import Progress, run_owner
 from headrace.process.owner import Owner
 from headrace.process.recover import recover
@@ -56,7 +57,7 @@ def run_role(role: Role) -> None:
         reporter = threading.Thread(target=keep_saying, name="status", daemon=True)
         reporter.start()
         try:
-            run_owner(begin, clock, role.stop, progress, role.drain.is_set)
+            run_owner(begin, clock, role.stop, progress, role.drain.is_set, Gate(layout.run).turn)
         finally:
             done.set()
             reporter.join()
