@@ -1,0 +1,347 @@
+"""The whole HTTP surface of a pipeline as OpenAPI 3.1, generated from its plan.
+
+The collector's paths are in it too: to a client they are one server on one port.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from headrace.model.plan import DEAD_LETTER_SCHEMA, Column, Plan, Query, QueryParameter, Route
+from headrace.model.schema import Schema, Type
+from headrace.serve.arguments import WAIT_S_MAX
+from headrace.serve.dashboard import dashboard_paths
+from headrace.serve.formats import MEDIA_TYPES
+from headrace.serve.pages import LIMIT_DEFAULT, LIMIT_MAX, SUFFIXES
+from headrace.serve.relations import columns_of
+
+Json = dict[str, Any]
+
+_FILTER = (
+    "Rows in which the column has this value. With one of these after the name, compared in "
+    f"another way: {', '.join('__' + s for s in SUFFIXES)}."
+)
+
+
+def openapi(plan: Plan) -> Json:
+    """Return the OpenAPI document of a pipeline."""
+    paths: dict[str, Json] = {}
+    for route in plan.routes:
+        paths[route.path] = _route(route)
+    for topic in plan.topics:
+        paths[f"/v1/topics/{topic.name}"] = {"post": _append(topic.name, topic.schema)}
+        paths[f"/v1/topics/{topic.name}/records"] = {"get": _read_back(topic.name)}
+    paths["/v1/topics"] = {"get": _get("List the topics", "topics", _json_content({}))}
+    paths["/v1/tables"] = {"get": _listing("tables")}
+    for table in plan.tables:
+        summary = f"Read rows of the table {table.name}"
+        paths[f"/v1/tables/{table.name}"] = {"get": _rows(summary, "tables", table.columns)}
+    paths["/v1/views"] = {"get": _listing("views")}
+    for view in plan.views:
+        summary = f"Read rows of the view {view.name}"
+        paths[f"/v1/views/{view.name}"] = {"get": _rows(summary, "views", view.columns)}
+    for query in plan.queries:
+        paths[query.path] = {"get": _query(query)}
+    paths.update(_dead_letter_paths())
+    paths.update(_server_paths(plan))
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": plan.name,
+            "version": importlib.metadata.version("headrace"),
+            "description": "Records in, tables and live counts out. Every answer with rows says in "
+            "X-Headrace-Version and X-Headrace-Offsets what it read and up to where that is true.",
+        },
+        "paths": paths,
+        "components": {"schemas": {"Error": _error_schema(), "Append": _append_schema()}},
+    }
+
+
+def _route(route: Route) -> Json:
+    names = re.findall(r"\{(\w+)\}", route.path)
+    parameters = [
+        {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names
+    ]
+    methods: Json = {}
+    for method in ("get", "post"):
+        operation = _operation(f"Append one record to the topic {route.topic}", "routes")
+        operation["parameters"] = parameters
+        operation["responses"]["200"] = {
+            "description": "The record is durable",
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": route.reply}},
+        }
+        methods[method] = operation
+    methods["post"]["requestBody"] = {"content": _json_content({"type": "object"})}
+    return methods
+
+
+def _append(topic: str, schema: Schema | None) -> Json:
+    record = {"type": "object"} if schema is None else record_schema(schema)
+    operation = _operation(f"Append records to the topic {topic}", "topics")
+    operation["description"] = (
+        "A JSON object, a JSON array or NDJSON, each also gzipped, or CloudEvents 1.0. "
+        "A record that is not valid becomes a dead letter."
+    )
+    operation["parameters"] = [
+        _parameter("wait", {"type": "boolean"}, "false answers 202 before the records are durable"),
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string"},
+            "description": "A request repeated with the same key makes duplicates of its records",
+        },
+    ]
+    operation["requestBody"] = {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"anyOf": [record, {"type": "array", "items": record}]}},
+            "application/x-ndjson": {"schema": {"type": "string"}},
+            "application/cloudevents+json": {"schema": {"type": "object"}},
+            "application/cloudevents-batch+json": {
+                "schema": {"type": "array", "items": {"type": "object"}}
+            },
+        },
+    }
+    appended = {"content": _json_content({"$ref": "#/components/schemas/Append"})}
+    operation["responses"]["200"] = {"description": "The records are durable", **appended}
+    operation["responses"]["202"] = {"description": "The records were taken", **appended}
+    return operation
+
+
+def _read_back(topic: str) -> Json:
+    operation = _get(f"Read records of the topic {topic} back", "topics", _json_content({}))
+    operation["parameters"] = [
+        _parameter("partition", {"type": "integer"}, "Which partition"),
+        _parameter("offset", {"type": "integer"}, "The first offset to read"),
+        _parameter("limit", {"type": "integer"}, "Records at most"),
+    ]
+    return operation
+
+
+def _listing(what: str) -> Json:
+    item = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "rows": {"type": "integer"},
+            "version": {"type": "integer"},
+            "columns": {"type": "array", "items": {"type": "object"}},
+        },
+    }
+    body = {"type": "object", "properties": {what: {"type": "array", "items": item}}}
+    operation = _get(f"List the {what}", what, _json_content(body))
+    operation["parameters"] = _waiting()
+    return operation
+
+
+def _rows(summary: str, tag: str, columns: Sequence[Column]) -> Json:
+    operation = _get(summary, tag, _row_content(columns, paged=True))
+    limit = {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT}
+    operation["parameters"] = [
+        *(_parameter(c.name, _plain(column_schema(c.type)), _FILTER) for c in columns),
+        _parameter("order", {"type": "string"}, "Columns, by commas; - before one descends"),
+        _parameter("limit", limit, "Rows in the page; more for CSV, Parquet and Arrow"),
+        _parameter("cursor", {"type": "string"}, "`next` of the page before"),
+        _parameter("columns", {"type": "string"}, "Only these columns, by commas"),
+        *_waiting(),
+    ]
+    return operation
+
+
+def _query(query: Query) -> Json:
+    operation = _get(
+        f"Query {', '.join(query.reads)}", "queries", _row_content(query.columns, paged=False)
+    )
+    operation["description"] = f"```sql\n{query.sql.strip()}\n```"
+    operation["parameters"] = [*map(_query_parameter, query.parameters), *_waiting()]
+    return operation
+
+
+def _query_parameter(parameter: QueryParameter) -> Json:
+    types: dict[str, Json] = {
+        "choice": {"type": "string"},
+        "timestamp": {"type": "string", "format": "date-time"},
+    }
+    schema = dict(types.get(parameter.type, {"type": parameter.type}))
+    if parameter.choices:
+        schema["enum"] = list(parameter.choices)
+    if parameter.default is not None:
+        schema["default"] = parameter.default
+    required = parameter.required and parameter.default is None
+    return {**_parameter(parameter.name, schema, ""), "required": required}
+
+
+def _dead_letter_paths() -> dict[str, Json]:
+    columns = (*columns_of(DEAD_LETTER_SCHEMA), Column("text", "VARCHAR"))
+    one = _get(
+        "Read one dead letter",
+        "dead letters",
+        _json_content({"type": "object", "properties": _properties(columns)}),
+    )
+    one["parameters"] = [
+        {"name": "letter", "in": "path", "required": True, "schema": {"type": "string"}}
+    ]
+    return {
+        "/v1/dead-letters": {"get": _rows("Read dead letters", "dead letters", columns)},
+        "/v1/dead-letters/{letter}": {"get": one},
+    }
+
+
+def _server_paths(plan: Plan) -> dict[str, Json]:
+    html = {"text/html": {"schema": {"type": "string"}}}
+    text = {"text/plain": {"schema": {"type": "string"}}}
+    anything = _json_content({"type": "object"})
+    paths = {
+        "/openapi.json": _get("This document", "server", anything),
+        "/docs": _get("This document for people", "server", html),
+        "/healthz": _get("Whether this server can query", "server", anything),
+        "/ready": _get("Whether records are taken and processed", "server", anything),
+        "/metrics": _get("Prometheus metrics of every role", "server", text),
+        **{path: _get("The dashboard", "server", html) for path in dashboard_paths(plan)},
+    }
+    return {path: {"get": operation} for path, operation in paths.items()}
+
+
+def _operation(summary: str, tag: str) -> Json:
+    error = {"content": _json_content({"$ref": "#/components/schemas/Error"})}
+    return {
+        "summary": summary,
+        "tags": [tag],
+        "responses": {"default": {"description": "What is wrong, and what to do", **error}},
+    }
+
+
+def _get(summary: str, tag: str, content: Json) -> Json:
+    operation = _operation(summary, tag)
+    operation["responses"]["200"] = {"description": "As asked", "content": content}
+    return operation
+
+
+def _parameter(name: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+def _waiting() -> list[Json]:
+    seconds = {"type": "number", "minimum": 0, "maximum": WAIT_S_MAX}
+    return [
+        _parameter("format", {"type": "string", "enum": list(MEDIA_TYPES)}, "Instead of Accept"),
+        _parameter(
+            "at_least",
+            {"type": "string", "examples": ["events/0:42"]},
+            "Wait until the answer contains the log up to here: topic/partition:offset, by commas",
+        ),
+        _parameter("timeout", seconds, "How long to wait for at_least, seconds"),
+    ]
+
+
+def _json_content(schema: Json) -> Json:
+    return {"application/json": {"schema": schema}}
+
+
+def _row_content(columns: Sequence[Column], *, paged: bool) -> Json:
+    row = {"type": "object", "properties": _properties(columns)}
+    body: Json = {"rows": {"type": "array", "items": row}}
+    if paged:
+        body["next"] = {"type": ["string", "null"], "description": "Cursor of the next page"}
+    others: Json = {m.partition(";")[0]: {} for f, m in MEDIA_TYPES.items() if f != "json"}
+    return {**_json_content({"type": "object", "properties": body}), **others}
+
+
+def _properties(columns: Sequence[Column]) -> Json:
+    return {c.name: column_schema(c.type) for c in columns}
+
+
+def column_schema(type_: str) -> Json:
+    """Return the JSON schema of a column's values, by its DuckDB type; all may be null."""
+    kind = type_.upper()
+    if kind.endswith("]"):
+        return {"type": ["array", "null"]}
+    if kind.startswith(("MAP", "STRUCT")):
+        return {"type": ["object", "null"]}
+    if kind.startswith("TIMESTAMP"):
+        return {"type": ["string", "null"], "format": "date-time"}
+    if kind.endswith("INT") or kind == "INTEGER" or re.fullmatch(r"DECIMAL\(\d+,\s*0\)", kind):
+        return {"type": ["integer", "null"]}
+    if kind in {"DOUBLE", "FLOAT"} or kind.startswith("DECIMAL"):
+        return {"type": ["number", "null"]}
+    more: dict[str, Json] = {"DATE": {"format": "date"}, "BLOB": {"contentEncoding": "base64"}}
+    name = "boolean" if kind == "BOOLEAN" else "string"
+    return {"type": [name, "null"], **more.get(kind, {})}
+
+
+def _plain(schema: Json) -> Json:
+    """Return a schema without its null: a query string has none."""
+    return {**schema, "type": schema["type"][0]}
+
+
+def record_schema(schema: Schema) -> Json:
+    """Return the JSON schema of a topic's records."""
+    return {"title": schema.name, **_object(Type(kind="struct", fields=schema.fields))}
+
+
+def type_schema(type_: Type) -> Json:
+    """Return the JSON schema of a value of a record."""
+    if type_.kind == "struct":
+        return _object(type_)
+    if type_.kind in {"list", "map"}:
+        item = type_schema(type_.item) if type_.item else {}
+        if type_.item_nullable:
+            item = {"anyOf": [item, {"type": "null"}]}
+        as_list = {"type": "array", "items": item}
+        return as_list if type_.kind == "list" else {"type": "object", "additionalProperties": item}
+    if type_.kind == "timestamp" and type_.unit is not None:
+        return {"type": "number", "description": f"Since 1970-01-01 UTC, in {type_.unit}"}
+    simple: dict[str, Json] = {
+        "string": {"type": "string"},
+        "integer": {"type": "integer", "format": "int64"},
+        "number": {"type": "number"},
+        "boolean": {"type": "boolean"},
+        "timestamp": {"type": "string", "format": "date-time"},
+        "date": {"type": "string", "format": "date"},
+        "decimal": {"type": ["number", "string"]},
+        "json": {},
+    }
+    words = {
+        "ge": "minimum",
+        "gt": "exclusiveMinimum",
+        "le": "maximum",
+        "lt": "exclusiveMaximum",
+        "min_length": "minLength",
+        "max_length": "maxLength",
+        "pattern": "pattern",
+    }
+    limits = {words[k]: v for k, v in type_.limits.items() if k in words}
+    choices = {"enum": list(type_.choices)} if type_.choices else {}
+    return {**simple[type_.kind], **limits, **choices}
+
+
+def _object(type_: Type) -> Json:
+    properties: Json = {}
+    for field in type_.fields:
+        value = type_schema(field.type)
+        properties[field.alias] = {"anyOf": [value, {"type": "null"}]} if field.nullable else value
+    required = [f.alias for f in type_.fields if f.required]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _error_schema() -> Json:
+    text = {"type": "string"}
+    error = {"type": "object", "properties": {"code": text, "message": text, "hint": text}}
+    return {"type": "object", "properties": {"error": error}, "required": ["error"]}
+
+
+def _append_schema() -> Json:
+    count = {"type": "integer"}
+    text = {"type": "string"}
+    fault = {"type": "object", "properties": {"index": count, "code": text, "message": text}}
+    return {
+        "type": "object",
+        "properties": {
+            "accepted": count,
+            "dead": count,
+            "errors": {"type": "array", "items": fault},
+        },
+    }

@@ -1,0 +1,209 @@
+"""SELECTs over relations with DuckDB, in memory, on threads of their own.
+
+One database is shared, each thread has a connection to it, and what a connection has been told
+about a relation (a temporary view) it keeps until the relation's version changes. Nothing of users
+gets here as SQL: statements come from the plan, values are bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from headrace.model.errors import Closed, HeadraceError, Internal, Invalid, Unavailable
+from headrace.serve.relations import Relation, quoted
+
+T = TypeVar("T")
+
+SETTINGS = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    # Otherwise a table that does not exist is looked for among the variables of the caller's frame.
+    "python_enable_replacements": "false",
+}
+
+WAITING_MAX = 512
+"""Requests that wait for a thread at once; more are told to come back."""
+
+
+class Session:
+    """A connection of one thread, and the work that may be interrupted on it."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.connection = connection
+        self._views: dict[str, tuple[str, int]] = {}
+
+    def prepare(self, relations: Sequence[Relation]) -> None:
+        """Make each relation readable by its bare name, at its version."""
+        for relation in relations:
+            if self._views.get(relation.name) == relation.identity and relation.version >= 0:
+                continue
+            self._views.pop(relation.name, None)
+            view = quoted(relation.name)
+            statement = f"CREATE OR REPLACE TEMP VIEW {view} AS {relation.select()}"
+            try:
+                self.connection.execute(statement)
+            except duckdb.Error as e:
+                raise failure(e) from e
+            self._views[relation.name] = relation.identity
+
+    def select(
+        self,
+        sql: str,
+        values: Mapping[str, object] | Sequence[object] = (),
+        rows_max: int | None = None,
+    ) -> pa.Table:
+        """Run one SELECT; `result_too_large` if it has more than `rows_max` rows.
+
+        `Invalid`: a value cannot be used (a cast of it, an overflow). `Unavailable`: a file of a
+        snapshot is gone, or the time limit passed.
+        """
+        try:
+            relation = self.connection.sql(sql, params=values or None)
+            if rows_max is not None:
+                relation = relation.limit(rows_max + 1)
+            table: pa.Table = relation.to_arrow_table()
+        except duckdb.Error as e:
+            raise failure(e) from e
+        if rows_max is not None and table.num_rows > rows_max:
+            raise Invalid(
+                f"The result has more than {rows_max} rows",
+                hint="Aggregate or filter in the query, or read the table page by page.",
+                code="result_too_large",
+            )
+        return with_distinct_names(table)
+
+
+class Engine:
+    """Threads with a session each; used from one event loop."""
+
+    def __init__(self, threads: int, memory_bytes: int) -> None:
+        self._database = duckdb.connect(
+            ":memory:",
+            config={**SETTINGS, "threads": str(threads), "memory_limit": f"{memory_bytes}B"},
+        )
+        self._database.execute("SET GLOBAL TimeZone = 'UTC'")
+        # Some more than cores: a query waits for the disk now and then.
+        self._pool = ThreadPoolExecutor(threads + 2, "query")
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._running: set[Session] = set()
+        self._waiting = 0
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Return how many requests wait or run."""
+        return self._waiting
+
+    async def run(self, work: Callable[[Session], T], timeout_s: float) -> T:
+        """Return `work`'s result from a thread; `query_timeout` and interrupted after a while."""
+        if self._closed:
+            raise Closed("The server is stopping")
+        if self._waiting >= WAITING_MAX:
+            raise Unavailable("Too many queries wait already", code="busy", hint="Try again soon.")
+        self._waiting += 1
+        task = _Task(work)
+        future = asyncio.get_running_loop().run_in_executor(self._pool, self._on_thread, task)
+        try:
+            done, _ = await asyncio.wait([future], timeout=timeout_s)
+            if not done:
+                task.interrupt()
+                await asyncio.wait([future])
+            return future.result()
+        except asyncio.CancelledError:
+            task.interrupt()
+            raise
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Interrupt what runs and end the threads."""
+        self._closed = True
+        with self._lock:
+            for session in self._running:
+                session.connection.interrupt()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._database.close()
+
+    def _on_thread(self, task: _Task[T]) -> T:
+        session = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = Session(self._database.cursor())
+        with self._lock:
+            self._running.add(session)
+        try:
+            return task.run(session)
+        finally:
+            with self._lock:
+                self._running.discard(session)
+
+
+class _Task(Generic[T]):
+    """Work for a session that can be interrupted while, and only while, it runs."""
+
+    def __init__(self, work: Callable[[Session], T]) -> None:
+        self._work = work
+        self._lock = threading.Lock()
+        self._session: Session | None = None
+        self._interrupted = False
+
+    def run(self, session: Session) -> T:
+        with self._lock:
+            if self._interrupted:
+                raise timed_out()
+            self._session = session
+        try:
+            return self._work(session)
+        finally:
+            with self._lock:
+                self._session = None
+
+    def interrupt(self) -> None:
+        with self._lock:
+            self._interrupted = True
+            if self._session is not None:
+                self._session.connection.interrupt()
+
+
+def failure(error: duckdb.Error) -> HeadraceError:
+    """Return what an error of DuckDB's means to whoever asked."""
+    message = str(error).partition("\n\nLINE ")[0].partition("\n")[0]
+    if isinstance(error, duckdb.InterruptException):
+        return timed_out()
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return Unavailable("The query needs more memory than it may have", code="query_memory")
+    if isinstance(error, duckdb.IOException):
+        return Unavailable("A file of the table is not there now", code="file_gone")
+    if isinstance(error, duckdb.DataError):
+        return Invalid(f"The query failed on its values: {message}", code="invalid_value")
+    return Internal(f"The query failed: {message}", code="query_failed")
+
+
+def timed_out() -> Unavailable:
+    """Return the error of a query that was interrupted."""
+    return Unavailable(
+        "The query took longer than it may",
+        hint="Filter it, or ask for fewer rows.",
+        code="query_timeout",
+    )
+
+
+def with_distinct_names(table: pa.Table) -> pa.Table:
+    """Return a result whose column names differ: the second `n` is `n_1`, and so on."""
+    taken: set[str] = set()
+    names = []
+    for name in table.column_names:
+        distinct, number = name, 0
+        while distinct in taken:
+            number += 1
+            distinct = f"{name}_{number}"
+        taken.add(distinct)
+        names.append(distinct)
+    return table.rename_columns(names) if names != table.column_names else table

@@ -1,0 +1,139 @@
+"""The serve role: the application behind Granian, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import uvloop
+from granian.constants import Interfaces
+from granian.server.embed import Server
+
+from headrace.model.clock import Clock
+from headrace.model.errors import Unavailable
+from headrace.model.layout import Layout
+from headrace.model.plan import Plan
+from headrace.serve.api import create_app
+from headrace.tables.delta import DeltaTables
+
+STOP_S_MAX = 3
+"""How long answers under way may take to end once the role is to stop, seconds."""
+START_S_MAX = 20.0
+CONNECT_EVERY_S = 0.02
+
+_log = logging.getLogger("headrace.serve")
+
+
+def run_serve(
+    plan: Plan,
+    layout: Layout,
+    clock: Clock,
+    *,
+    stop: threading.Event,
+    ready: Callable[[], None],
+    host: str | None = None,
+    port: int = 0,
+) -> None:
+    """Answer reads until `stop` is set.
+
+    Without `host` on the data directory's Unix socket, to which the collector hands on what is not
+    its own; with `host` on a TCP port, alone. `ready` is called once requests are answered.
+    `Unavailable`: the address cannot be listened on.
+    """
+    app = create_app(plan, DeltaTables(layout.root, clock), layout, clock, alone=host is not None)
+    socket = None if host is not None else layout.serve
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(app, socket, host or "", port, stop, ready))
+    if socket is not None:
+        socket.unlink(missing_ok=True)
+
+
+async def _serve(
+    app: object,
+    socket: Path | None,
+    host: str,
+    port: int,
+    stop: threading.Event,
+    ready: Callable[[], None],
+) -> None:
+    server = _server(app, socket, host, port)
+    serving = asyncio.create_task(server.serve())
+    try:
+        await _until_listening(serving, socket, host, port)
+        ready()
+        await _until_set(stop, serving)
+    finally:
+        await _end(server, serving)
+
+
+def _server(app: object, socket: Path | None, host: str, port: int) -> Server:
+    if socket is not None:
+        # One that a killed process left; the directory's lock says that nobody listens on it.
+        socket.unlink(missing_ok=True)
+    server = Server(
+        app,
+        address=host,
+        port=port,
+        uds=socket,
+        interface=Interfaces.ASGI,
+        websockets=False,
+        backlog=1024,
+        log_enabled=False,
+    )
+    server.uds_permissions = 0o600
+    server.workers_kill_timeout = STOP_S_MAX
+    return server
+
+
+async def _until_listening(
+    serving: asyncio.Task[None], socket: Path | None, host: str, port: int
+) -> None:
+    where = str(socket) if socket is not None else f"{host}:{port}"
+    async with asyncio.timeout(START_S_MAX):
+        while True:
+            if serving.done():
+                reason = serving.exception()
+                raise Unavailable(
+                    f"The reading side cannot listen at {where}: {reason}",
+                    hint="Is another process there already?",
+                ) from reason
+            try:
+                if socket is not None:
+                    _, writer = await asyncio.open_unix_connection(socket)
+                else:
+                    _, writer = await asyncio.open_connection(host, port)
+            except OSError:
+                await asyncio.sleep(CONNECT_EVERY_S)
+            else:
+                writer.close()
+                return
+
+
+async def _until_set(stop: threading.Event, serving: asyncio.Task[None]) -> None:
+    """Return once `stop` is set or the server has ended; costs nothing meanwhile."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+
+    def wait() -> None:
+        stop.wait()
+        # The loop is closed if the server has ended by itself.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stopped.set)
+
+    threading.Thread(target=wait, name="stop", daemon=True).start()
+    waiting = asyncio.create_task(stopped.wait())
+    await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+async def _end(server: Server, serving: asyncio.Task[None]) -> None:
+    server.stop()
+    done, _ = await asyncio.wait({serving}, timeout=STOP_S_MAX + 1)
+    if not done:
+        serving.cancel()
+    elif (reason := serving.exception()) is not None:
+        _log.warning("Answers under way were cut off: %s", type(reason).__name__)
