@@ -18,8 +18,6 @@ import msgspec
 from headrace.define.check import check, load
 from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
 from headrace.runner.local import LocalRunner
-from headrace.stage.engine import Engine
-from headrace.tables.repair import repair
 
 from headrace.model.batch import Batch
 from headrace.model.clock import SystemClock
@@ -27,7 +25,9 @@ from headrace.model.ids import client_id
 from headrace.model.plan import Plan
 from headrace.process.loop import Loop, Progress
 from headrace.process.recover import recover
+from headrace.stage.engine import Engine
 from headrace.tables.delta import DeltaTables
+from headrace.tables.repair import repair
 from headrace.testing.checker import Acknowledged
 
 HERE = Path(__file__).parent
@@ -82,13 +82,20 @@ def main() -> None:
     engine = Engine(threads=1)
     runner = LocalRunner(log, tables, clock, threads=1)
     owner = recover(plan, log, tables, runner, clock, engine, lambda: repair(tables))
-    loop = Loop(owner, threading.Event(), Progress(), drain=lambda: True, threads=1)
-    if mode == "both":
+    fed = threading.Event()
+
+    def feed() -> None:
         for at in range(0, len(todo), BATCH):
             append(log, todo[at : at + BATCH], clock)
             acknowledged.add(todo[at : at + BATCH])
-            loop.turn()
-    loop.run()
+            clock.sleep(0.01)
+        fed.set()
+
+    if mode == "both":
+        threading.Thread(target=feed, daemon=True).start()
+    else:
+        fed.set()
+    Loop(owner, threading.Event(), Progress(), drain=fed.is_set, threads=1).run()
     (data / "done").write_text("done")
     runner.close()
     log.close()

@@ -19,7 +19,7 @@ from headrace.model.failpoint import failpoint
 from headrace.model.plan import KNOWN_IDS, LEDGER
 from headrace.model.tables import Table
 from headrace.process.commit import make_visible, plan_text
-from headrace.process.ledger import FileChange, LedgerRow
+from headrace.process.ledger import FileChange, LedgerRow, expire
 from headrace.process.owner import Owner
 from headrace.process.ranges import partition_key
 from headrace.tables.compact import compact, plan_compaction
@@ -74,6 +74,13 @@ class Housekeeper:
         if now_s >= self._next_retention_s:
             self._next_retention_s = now_s + self._options.retain_every_s
             retain(self._owner)
+            self.expire_ledger()
+
+    def expire_ledger(self) -> int:
+        """Forget ledger rows older than commits are kept; return how many."""
+        before_us = self._owner.clock.now_us() - round(self._options.keep_commits_s * 1_000_000)
+        with self._owner.lock:
+            return expire(self._owner.ledger, before_us, self._owner.files_txn(LEDGER))
 
     def _beside(self) -> None:
         period_s = min(self._options.tidy_every_s, BESIDE_EVERY_S)

@@ -107,17 +107,42 @@ class Ledger:
         if row.epoch != self.epoch + 1:
             msg = f"Epoch {row.epoch} does not follow epoch {self.epoch}"
             raise Fenced(msg)
-        body = msgspec.json.encode(row).decode()
-        columns = [[row.epoch], [row.committed_at_us], [row.kind], [row.plan], [body]]
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, LEDGER_SCHEMA, strict=True)]
-        staged = self._tables.stage(LEDGER, pa.Table.from_arrays(arrays, schema=LEDGER_SCHEMA))
-        self.table.commit([staged], txns={self.txn: row.epoch}, metadata={"epoch": str(row.epoch)})
+        metadata = {"epoch": str(row.epoch)}
+        self.table.commit([self.stage([row])], txns={self.txn: row.epoch}, metadata=metadata)
         self.last = row
+
+    def stage(self, rows: Sequence[LedgerRow]) -> DataFile:
+        """Return a staged file of rows."""
+        bodies = [msgspec.json.encode(r).decode() for r in rows]
+        told = [(r.epoch, r.committed_at_us, r.kind, r.plan) for r in rows]
+        columns = [*zip(*told, strict=True), bodies]
+        arrays = [pa.array(c, f.type) for c, f in zip(columns, LEDGER_SCHEMA, strict=True)]
+        return self._tables.stage(LEDGER, pa.Table.from_arrays(arrays, schema=LEDGER_SCHEMA))
 
     def rows_after(self, epoch: int) -> list[LedgerRow]:
         """Return the rows of later epochs that are still kept, oldest first."""
         rows = read_rows(self._tables, self.table.snapshot, after=epoch)
         return sorted(rows, key=lambda r: r.epoch)
+
+
+def expire(ledger: Ledger, before_us: int, files_txn: str) -> int:
+    """Forget rows from before a time, the last one excepted; return how many.
+
+    The oldest row that stays gets the plan's text, so the ledger always says what ran. The caller
+    holds the owner's lock.
+    """
+    table = ledger.table
+    rows = ledger.rows_after(0)
+    kept = [r for r in rows if r.committed_at_us >= before_us] or rows[-1:]
+    forgotten = rows[: len(rows) - len(kept)]
+    if not forgotten:
+        return 0
+    text = next((r.plan_text for r in reversed(forgotten) if r.plan_text), None)
+    kept[0] = msgspec.structs.replace(kept[0], plan_text=kept[0].plan_text or text)
+    staged = ledger.stage(kept)
+    number = table.snapshot.txns.get(files_txn, 0) + 1
+    table.commit([staged], table.snapshot.files, txns={files_txn: number}, data_change=False)
+    return len(forgotten)
 
 
 def last_row(tables: Tables, snapshot: Snapshot) -> LedgerRow | None:
