@@ -32,9 +32,8 @@ from headrace.model.plan import Column, View, Window
 WINDOW_START, WINDOW_END, WATERMARK_PASSED = "window_start", "window_end", "watermark_passed"
 """Columns that a window adds to a view."""
 
-WATERMARK_VARIABLE = "watermark_us"
-"""DuckDB variable that `final_sql` of a windowed view reads: microseconds; not set, no window has
-passed."""
+_WATERMARK = "getvariable('watermark_us')"
+"""What stands in `final_sql` for the watermark; not replaced, it is NULL and no window passed."""
 
 _NOT_IN_NAMES = set(" ,;{}()\n\t=")
 """What Parquet and Delta readers do not take in a column's name."""
@@ -71,6 +70,11 @@ def plain_sql(view: View, relation: str | None = None) -> str:
         "this", sqlglot.parse_one(f"FROM {source}", dialect="duckdb").args["from_"].this
     )
     return text(tree)
+
+
+def final_sql(view: View, watermark_us: int | None = None) -> str:
+    """Return a view's `final_sql` as of a watermark, microseconds; None: no window has passed."""
+    return view.final_sql.replace(_WATERMARK, "NULL" if watermark_us is None else str(watermark_us))
 
 
 def windowed(window: Window, relation: str) -> str:
@@ -129,7 +133,9 @@ class _Compiler:
         outputs = [(name, rewrite(tree)) for name, tree in parsed.items]
         having = rewrite(parsed.having) if parsed.having is not None else None
         if window:
-            state.group(f"max({state.input(quoted(window.on))})", "max({})", "TIMESTAMPTZ")
+            # The last column of the groups, whatever else asks for the same: see `ViewState`.
+            latest = f"max(CAST({state.input(quoted(window.on))} AS TIMESTAMPTZ))"
+            state.group(latest, "max({})", "TIMESTAMPTZ")
         parts = state.parts()
         for part in parts:
             types = ", ".join(f"{c.name} {c.type}" for c in part.columns)
@@ -271,8 +277,8 @@ class _Compiler:
         if self._window:
             size = self._window.size_us
             end = f"epoch_us(w) + {size}"
-            watermark = f"CAST(getvariable('{WATERMARK_VARIABLE}') AS BIGINT)"
-            passed = f"coalesce({end} + {self._window.lateness_us} <= {watermark}, false)"
+            due = f"{end} + {self._window.lateness_us}"
+            passed = f"coalesce({due} <= CAST({_WATERMARK} AS BIGINT), false)"
             selected[:0] = [(WINDOW_START, "w"), (WINDOW_END, f"make_timestamptz({end})")]
             selected.append((WATERMARK_PASSED, passed))
         columns = []

@@ -187,7 +187,11 @@ class StateBuilder:
         partial = [f"CAST({g.partial} AS {g.type}) AS {g.name}" for g in self._groups.values()]
         merge = [f"CAST({g.merge} AS {g.type}) AS {g.name}" for g in self._groups.values()]
         groups = StatePart(
-            "groups", "groups", columns, self._select(partial, base, []), self._merge(merge, [])
+            "groups",
+            "groups",
+            columns,
+            self._select(partial, base, []),
+            self._merge(merge, [], self._with_grand_total()),
         )
         others = [p.part for p in self._parts.values()]
         return (
@@ -234,11 +238,22 @@ class StateBuilder:
         clause = group_by([k.name for k in self._keys], self._sets, extra)
         return f"SELECT {', '.join([*names, *outputs]) or '1'} FROM {rows} {clause}".rstrip()
 
-    def _merge(self, outputs: Sequence[str], by: Sequence[str]) -> str:
+    def _merge(self, outputs: Sequence[str], by: Sequence[str], rows: str = "parts") -> str:
         names = [*self._key_names, *by]
         clause = f" GROUP BY {', '.join(names)}" if names else ""
         selected = ", ".join([*self._key_names, *outputs])
-        return f"SELECT {selected or '1'} FROM parts{clause}"
+        return f"SELECT {selected or '1'} FROM {rows}{clause}"
+
+    def _with_grand_total(self) -> str:
+        """Return the partial groups, and a neutral one for the set without keys, if there is one.
+
+        SQL gives that set its row over an empty table too.
+        """
+        if self._sets is None or self._window or all(self._sets):
+            return "parts"
+        mask = (1 << len(self._keys)) - 1
+        values = [*(["NULL"] * len(self._keys)), str(mask), *(["NULL"] * len(self._groups))]
+        return f"(SELECT * FROM parts UNION ALL SELECT {', '.join(values)})"
 
 
 def _rows_with(item_sql: str, item_name: str, where: str) -> str:
