@@ -1,4 +1,4 @@
-"""A log in memory with the embedded log's manners: its own thread, and an answer for each submit."""
+"""A log in memory with the embedded log's manners: its own thread, an answer a submit."""
 
 from __future__ import annotations
 

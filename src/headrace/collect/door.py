@@ -180,6 +180,7 @@ class HttpDoor:
             # 3
             await asyncio.wait({serving}, timeout=self._limits.stop_timeout_s)
             body_end.cancel()
+            await self._collector.groups.settled(self._limits.stop_timeout_s)
 
     def _bridge(self) -> Bridge | None:
         if self._upstream is None:

@@ -169,6 +169,8 @@ def _split_lines(body: bytes, records_max: int) -> list[bytes]:
     lines = [line for line in body.split(b"\n") if line and not line.isspace()]
     if not lines:
         raise Invalid("The body is empty", hint="Send at least one record.", code="empty_body")
+    if len(lines) > records_max:
+        raise _too_many(records_max)
     return lines
 
 
@@ -178,7 +180,7 @@ def split_array(body: bytes, records_max: int) -> list[bytes]:
     Elements nested too deep for the JSON reader are cut out by their brackets, so that one of them
     does not cost its neighbours.
     """
-    if body.count(b",") > records_max:
+    if body.count(b",") >= records_max:
         # Commas within the elements count too, so this only says that it is worth a closer look.
         _elements(body, records_max)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from headrace.model.batch import Batch
 from headrace.model.errors import HeadraceError, Internal
@@ -45,6 +46,8 @@ class Groups:
         self._open: dict[str, Group] = {}
         self._finished: deque[tuple[asyncio.Future[Result], Result]] = deque()
         self._waking = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.waiting = 0
         """Groups handed over and not yet durable."""
 
@@ -74,6 +77,13 @@ class Groups:
             self._watch(refused)
         else:
             self.waiting += 1
+            self._idle.clear()
+
+    async def settled(self, timeout_s: float) -> bool:
+        """Return whether everything handed over was answered within `timeout_s`."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        return self.waiting == 0
 
     def _flush_turn(self, topic: str, group: Group) -> None:
         if self._open.get(topic) is group:
@@ -84,7 +94,9 @@ class Groups:
         self._finished.append((done, result))
         if not self._waking:
             self._waking = True
-            done.get_loop().call_soon_threadsafe(self._wake)
+            # A loop that is closed has nobody left who waits: `?wait=false`, at a stop.
+            with suppress(RuntimeError):
+                done.get_loop().call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         self._waking = False
@@ -94,6 +106,8 @@ class Groups:
             done.set_result(result)
             if isinstance(result, HeadraceError):
                 self._watch(result)
+        if self.waiting == 0:
+            self._idle.set()
 
     def _watch(self, error: HeadraceError) -> None:
         # Anything but a refusal leaves it open what became durable: nothing may follow it.
