@@ -183,8 +183,31 @@ def sale(offset: int, host: str | None = "a", **more: object) -> dict[str, objec
     return {**row, **more}
 
 
+def letter(number: int, **more: object) -> dict[str, object]:
+    """Return a dead letter."""
+    row = dict.fromkeys(DEAD_LETTER_SCHEMA.names)
+    row |= {
+        "letter_id": f"letter-{number}",
+        "topic": "events",
+        "partition": 0,
+        "offset": number,
+        "failed_at": T0 + dt.timedelta(seconds=number),
+        "stage": "decode",
+        "code": "invalid_record",
+        "message": "Expected `int`, got `str` - at `$.n`",
+        "value": b'{"n": "x"}',
+        "attempt": 1,
+    }
+    return {**row, **more}
+
+
 class World:
     """The data directory's owner."""
+
+    plan = PLAN
+    sale = staticmethod(sale)
+    letter = staticmethod(letter)
+    sales_schema = SALES_SCHEMA
 
     def __init__(self, root) -> None:
         self.clock = SystemClock()
@@ -256,24 +279,6 @@ class World:
         file = self.tables.stage("views/by_host", pa.Table.from_pylist(list(rows), schema))
         words = {"table_version": "1", "epoch": str(epoch), "state_version": "1"}
         table.commit([file], table.snapshot.files, metadata=words)
-
-
-def letter(number: int, **more: object) -> dict[str, object]:
-    """Return a dead letter."""
-    row = dict.fromkeys(DEAD_LETTER_SCHEMA.names)
-    row |= {
-        "letter_id": f"letter-{number}",
-        "topic": "events",
-        "partition": 0,
-        "offset": number,
-        "failed_at": T0 + dt.timedelta(seconds=number),
-        "stage": "decode",
-        "code": "invalid_record",
-        "message": "Expected `int`, got `str` - at `$.n`",
-        "value": b'{"n": "x"}',
-        "attempt": 1,
-    }
-    return {**row, **more}
 
 
 @pytest.fixture

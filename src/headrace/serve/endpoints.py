@@ -161,7 +161,9 @@ class Endpoints:
         snapshots = self._readings.catalog.snapshots
         return json_response(
             await self._readings.engine.run(
-                lambda session: health.query_health(session, snapshots), health.QUERY_S_MAX
+                lambda session: health.query_health(session, snapshots),
+                health.QUERY_S_MAX,
+                urgent=True,
             )
         )
 
@@ -180,10 +182,13 @@ class Endpoints:
     async def metrics(self, request: Request) -> Response:
         """Answer every role's metrics."""
         Arguments(request.query_params.multi_items()).finish()
-        epoch = await self._readings.read(
-            lambda _: [], lambda _: self._readings.ledger.last().epoch
+        engine = self._readings.engine
+        waiting = engine.waiting
+        text = await engine.run(
+            lambda _: self._metrics.text(waiting, self._readings.ledger.last().epoch),
+            health.QUERY_S_MAX,
+            urgent=True,
         )
-        text = self._metrics.text(self._readings.engine.waiting, epoch)
         return Response(text, headers={"content-type": CONTENT_TYPE, "cache-control": "no-store"})
 
     async def _list(self, request: Request, what: str, find: Find, about: About) -> Response:

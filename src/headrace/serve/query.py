@@ -28,6 +28,8 @@ SETTINGS = {
     "python_enable_replacements": "false",
 }
 
+INTERRUPT_EVERY_S = 0.05
+
 WAITING_MAX = 512
 """Requests that wait for a thread at once; more are told to come back."""
 
@@ -91,8 +93,10 @@ class Engine:
         self._database.execute("SET GLOBAL TimeZone = 'UTC'")
         # Some more than cores: a query waits for the disk now and then.
         self._pool = ThreadPoolExecutor(threads + 2, "query")
+        # Health and metrics must not wait behind long queries.
+        self._urgent = ThreadPoolExecutor(1, "urgent")
         self._local = threading.local()
-        self._lock = threading.Lock()
+        self._idle = threading.Condition()
         self._running: set[Session] = set()
         self._waiting = 0
         self._closed = False
@@ -102,47 +106,67 @@ class Engine:
         """Return how many requests wait or run."""
         return self._waiting
 
-    async def run(self, work: Callable[[Session], T], timeout_s: float) -> T:
-        """Return `work`'s result from a thread; `query_timeout` and interrupted after a while."""
+    async def run(
+        self, work: Callable[[Session], T], timeout_s: float, *, urgent: bool = False
+    ) -> T:
+        """Return `work`'s result from a thread; `query_timeout` and interrupted after a while.
+
+        `urgent` work, which must be short, has a thread of its own.
+        """
         if self._closed:
-            raise Closed("The server is stopping")
+            raise stopping()
         if self._waiting >= WAITING_MAX:
             raise Unavailable("Too many queries wait already", code="busy", hint="Try again soon.")
         self._waiting += 1
         task = _Task(work)
-        future = asyncio.get_running_loop().run_in_executor(self._pool, self._on_thread, task)
+        pool = self._urgent if urgent else self._pool
+        future = asyncio.get_running_loop().run_in_executor(pool, self._on_thread, task)
         try:
             done, _ = await asyncio.wait([future], timeout=timeout_s)
             if not done:
                 task.interrupt()
                 await asyncio.wait([future])
+            if future.cancelled():
+                raise stopping()
             return future.result()
         except asyncio.CancelledError:
+            # The client is gone, or the server ends: nobody waits for the result any more.
             task.interrupt()
+            future.add_done_callback(lambda f: f.cancelled() or f.exception())
             raise
         finally:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Interrupt what runs and end the threads."""
+        """Interrupt what runs and end the threads; again does nothing."""
         self._closed = True
-        with self._lock:
-            for session in self._running:
-                session.connection.interrupt()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        pools = (self._pool, self._urgent)
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        with self._idle:
+            while self._running:
+                for session in self._running:
+                    session.connection.interrupt()
+                # Again, for work that was between two statements.
+                self._idle.wait(INTERRUPT_EVERY_S)
+        for pool in pools:
+            pool.shutdown(wait=True)
         self._database.close()
 
     def _on_thread(self, task: _Task[T]) -> T:
         session = getattr(self._local, "session", None)
         if session is None:
             session = self._local.session = Session(self._database.cursor())
-        with self._lock:
+        with self._idle:
+            if self._closed:
+                raise stopping()
             self._running.add(session)
         try:
             return task.run(session)
         finally:
-            with self._lock:
+            with self._idle:
                 self._running.discard(session)
+                self._idle.notify_all()
 
 
 class _Task(Generic[T]):
@@ -184,6 +208,11 @@ def failure(error: duckdb.Error) -> HeadraceError:
     if isinstance(error, duckdb.DataError):
         return Invalid(f"The query failed on its values: {message}", code="invalid_value")
     return Internal(f"The query failed: {message}", code="query_failed")
+
+
+def stopping() -> Closed:
+    """Return the error for whoever asks while the server ends."""
+    return Closed("The server is stopping", hint="Ask again in a moment.", code="stopping")
 
 
 def timed_out() -> Unavailable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket as socketlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import uvloop
 from granian.constants import Interfaces
 from granian.server.embed import Server
+from starlette.applications import Starlette
 
 from headrace.model.clock import Clock
 from headrace.model.errors import Unavailable
@@ -20,8 +22,10 @@ from headrace.model.plan import Plan
 from headrace.serve.api import create_app
 from headrace.tables.delta import DeltaTables
 
-STOP_S_MAX = 3
-"""How long answers under way may take to end once the role is to stop, seconds."""
+GRACE_S = 1.0
+"""How long queries under way may go on once the role is to stop, seconds."""
+STOP_S_MAX = 2
+"""How long their answers may take to go out after that, seconds."""
 START_S_MAX = 20.0
 CONNECT_EVERY_S = 0.02
 
@@ -53,24 +57,49 @@ def run_serve(
 
 
 async def _serve(
-    app: object,
+    app: Starlette,
     socket: Path | None,
     host: str,
     port: int,
     stop: threading.Event,
     ready: Callable[[], None],
 ) -> None:
+    if socket is None:
+        _check_free(host, port)
     server = _server(app, socket, host, port)
     serving = asyncio.create_task(server.serve())
     try:
         await _until_listening(serving, socket, host, port)
         ready()
         await _until_set(stop, serving)
+        if not stop.is_set():
+            raise Unavailable("The reading side's server ended by itself")
     finally:
-        await _end(server, serving)
+        await _end(server, serving, app)
 
 
-def _server(app: object, socket: Path | None, host: str, port: int) -> Server:
+def _check_free(host: str, port: int) -> None:
+    """Refuse a port that another process has: it would take our test connection for its own."""
+    family, kind, protocol, _, address = socketlib.getaddrinfo(
+        host, port, type=socketlib.SOCK_STREAM
+    )[0]
+    with socketlib.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socketlib.SOL_SOCKET, socketlib.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as e:
+            raise _cannot_listen(f"{host}:{port}", e) from e
+
+
+def _cannot_listen(where: str, reason: BaseException | None) -> Unavailable:
+    return Unavailable(
+        f"The reading side cannot listen at {where}: {reason}",
+        hint="Is another process there already?",
+        code="cannot_listen",
+    )
+
+
+def _server(app: Starlette, socket: Path | None, host: str, port: int) -> Server:
     if socket is not None:
         # One that a killed process left; the directory's lock says that nobody listens on it.
         socket.unlink(missing_ok=True)
@@ -85,7 +114,7 @@ def _server(app: object, socket: Path | None, host: str, port: int) -> Server:
         log_enabled=False,
     )
     server.uds_permissions = 0o600
-    server.workers_kill_timeout = STOP_S_MAX
+    server.workers_kill_timeout = GRACE_S + STOP_S_MAX
     return server
 
 
@@ -96,11 +125,7 @@ async def _until_listening(
     async with asyncio.timeout(START_S_MAX):
         while True:
             if serving.done():
-                reason = serving.exception()
-                raise Unavailable(
-                    f"The reading side cannot listen at {where}: {reason}",
-                    hint="Is another process there already?",
-                ) from reason
+                raise _cannot_listen(where, serving.exception())
             try:
                 if socket is not None:
                     _, writer = await asyncio.open_unix_connection(socket)
@@ -130,10 +155,14 @@ async def _until_set(stop: threading.Event, serving: asyncio.Task[None]) -> None
     waiting.cancel()
 
 
-async def _end(server: Server, serving: asyncio.Task[None]) -> None:
+async def _end(server: Server, serving: asyncio.Task[None], app: Starlette) -> None:
+    """End the server: answers under way get a moment, then their queries are interrupted."""
     server.stop()
-    done, _ = await asyncio.wait({serving}, timeout=STOP_S_MAX + 1)
+    await asyncio.wait({serving}, timeout=GRACE_S)
+    await asyncio.to_thread(app.state.close)
+    done, _ = await asyncio.wait({serving}, timeout=STOP_S_MAX)
     if not done:
+        _log.warning("Some answers were cut off")
         serving.cancel()
     elif (reason := serving.exception()) is not None:
-        _log.warning("Answers under way were cut off: %s", type(reason).__name__)
+        _log.warning("Some answers were cut off: %s", type(reason).__name__)
