@@ -103,12 +103,17 @@ def run_pull(
 ) -> list[SourceReport]:
     """Pull every source of a plan until all are done or `stop` is set; return how they fared.
 
-    `report` is called with each change, on the source's thread. A source whose options, files or
+    `report` is called with each change, by one thread at a time. A source whose options, files or
     answers cannot be used ends with an `error` in its report and the others go on. Raises `Fenced`
     if another owner pulls the same source, and what else makes going on unsafe; all are stopped by
     then. Before the first page, every source is made, so wrong options are `Invalid` at once.
     """
-    reading = threading.Lock()
+    reading, reporting = threading.Lock(), threading.Lock()
+
+    def report_alone(changed: SourceReport) -> None:
+        with reporting:
+            report(changed)
+
     sources = [open_source(declared, clock) for declared in plan.sources]
     pulls = [
         _Pull(declared, source, Door(declared, plan.topic(declared.topic), clock), log, reading)
@@ -116,7 +121,9 @@ def run_pull(
     ]
     halt = threading.Event()
     threads = [
-        threading.Thread(target=p.run, args=(clock, halt, report), name=f"source {p.report.name}")
+        threading.Thread(
+            target=p.run, args=(clock, halt, report_alone), name=f"source {p.report.name}"
+        )
         for p in pulls
     ]
     for thread in threads:

@@ -1,0 +1,162 @@
+"""`headrace doctor`: whether this machine and a data directory are fit to run a pipeline."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import psutil
+
+from headrace.app.cli.options import data_option, json_option
+from headrace.app.cli.printing import console, print_json, size_text
+from headrace.app.cli.run import PORT
+from headrace.app.cli.status import is_running
+from headrace.log.segment import check_sqlite
+from headrace.model.clock import Clock, SystemClock
+from headrace.model.errors import HeadraceError
+from headrace.model.layout import Layout
+
+FREE_BYTES_MIN = 1 << 30
+MEMORY_BYTES_MIN = 1 << 30
+FSYNC_S_MAX = 0.05
+"""A disk that takes longer for a few bytes acknowledges few requests a second."""
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afpfs"}
+"""Where locks or renames are not what they are on a local disk."""
+LIBRARIES = ("apsw", "deltalake", "duckdb", "granian", "msgspec", "pyarrow", "sqlglot", "starlette")
+
+
+class Finding(NamedTuple):
+    """What was looked at, and whether it is as it should be."""
+
+    what: str
+    fine: bool
+    found: str
+    hint: str = ""
+
+
+@click.command()
+@data_option
+@json_option
+def doctor(layout: Layout, *, as_json: bool) -> int:
+    """Look at Python, libraries, memory, disk, sync, locks and port; say what to mend.
+
+    Status 2 if something is not as it should be.
+    """
+    findings = list(examine(layout, SystemClock()))
+    if as_json:
+        print_json([f._asdict() for f in findings])
+    else:
+        for finding in findings:
+            mark = "[green]ok  [/]" if finding.fine else "[bold red]mend[/]"
+            console().print(f"{mark} {finding.what}: {finding.found}", soft_wrap=True)
+            if not finding.fine:
+                console().print(f"       [cyan]hint:[/] {finding.hint}", soft_wrap=True)
+    return 0 if all(f.fine for f in findings) else 2
+
+
+def examine(layout: Layout, clock: Clock) -> Iterator[Finding]:
+    """Yield every finding."""
+    yield _platform()
+    yield Finding("Python", sys.version_info >= (3, 11), platform.python_version(), "use 3.11 on")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
+    yield Finding("libraries", fine=True, found=versions)
+    yield _sqlite()
+    memory = psutil.virtual_memory().available
+    yield Finding(
+        "memory", memory > MEMORY_BYTES_MIN, f"{size_text(memory)} free", "1 GB should be free"
+    )
+    folder = _nearest(layout.root)
+    free = shutil.disk_usage(folder).free
+    yield Finding(
+        "disk", free > FREE_BYTES_MIN, f"{size_text(free)} free at {folder}",
+        "make room: without any, events are refused until there is some",
+    )  # fmt: skip
+    yield _file_system(folder)
+    yield _sync(folder, clock)
+    yield from _owner(layout)
+    yield _port(layout)
+
+
+def _platform() -> Finding:
+    name = platform.system()
+    fine = name in {"Linux", "Darwin"}
+    return Finding("platform", fine, platform.platform(terse=True), "Linux and macOS are supported")
+
+
+def _sqlite() -> Finding:
+    # APSW's wheel brings its own SQLite and has its version, with one more number behind.
+    version = importlib.metadata.version("apsw")
+    try:
+        check_sqlite(version)
+        return Finding("SQLite", fine=True, found=version)
+    except HeadraceError as error:
+        return Finding("SQLite", fine=False, found=error.message, hint=error.hint)
+
+
+def _nearest(path: Path) -> Path:
+    """Return the folder itself, or the nearest one above it that exists."""
+    return next(p for p in (path, *path.parents) if p.is_dir())
+
+
+def _file_system(folder: Path) -> Finding:
+    mounts = [m for m in psutil.disk_partitions(all=True) if folder.is_relative_to(m.mountpoint)]
+    kind = max(mounts, key=lambda m: len(m.mountpoint)).fstype if mounts else "unknown"
+    return Finding(
+        "file system",
+        kind not in NETWORK_FILE_SYSTEMS,
+        kind,
+        "put the data directory on a local disk: locks and syncs over a network may fail",
+    )
+
+
+def _sync(folder: Path, clock: Clock) -> Finding:
+    """Write and sync a few bytes, as each group of acknowledged events does."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            times = [_timed(clock, lambda: _write_synced(file.fileno())) for _ in range(5)]
+    except OSError as error:
+        hint = "give the folder to this user"
+        return Finding("sync", fine=False, found=f"{folder}: {error.strerror}", hint=hint)
+    median_s = sorted(times)[len(times) // 2]
+    hint = "a disk this slow to sync acknowledges few requests a second"
+    return Finding("sync", median_s < FSYNC_S_MAX, f"{1000 * median_s:.2f} ms", hint)
+
+
+def _write_synced(handle: int) -> None:
+    os.write(handle, b"headrace")
+    os.fsync(handle)
+
+
+def _timed(clock: Clock, act: Callable[[], None]) -> float:
+    before_s = clock.monotonic_s()
+    act()
+    return clock.monotonic_s() - before_s
+
+
+def _owner(layout: Layout) -> Iterator[Finding]:
+    if layout.root.is_dir():
+        mode = layout.root.stat().st_mode & 0o077
+        hint = f"chmod 700 {layout.root}: events are nobody else's"
+        yield Finding("data directory", mode == 0, f"{layout.root}, mode 0{mode | 0o700:o}", hint)
+
+
+def _port(layout: Layout) -> Finding:
+    if is_running(layout):
+        return Finding("port", fine=True, found="a run is alive on the data directory")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PORT))
+        except OSError as error:
+            hint = "choose another with `headrace run --port`"
+            return Finding("port", fine=False, found=f"{PORT}: {error.strerror}", hint=hint)
+    return Finding("port", fine=True, found=f"{PORT} is free")

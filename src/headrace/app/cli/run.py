@@ -1,0 +1,66 @@
+"""`headrace run` and `headrace demo`: a pipeline, all its roles, on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from headrace.app.cli.options import data_option, pipeline_argument
+from headrace.app.pipeline_file import require_plan
+from headrace.app.running import run_pipeline
+from headrace.app.supervisor import ROLES_IN_ORDER, Address
+from headrace.model.clock import SystemClock
+from headrace.model.layout import Layout
+
+PORT = 8080
+
+
+def _roles(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, value.split(","))) if value else ROLES_IN_ORDER
+
+
+@click.command()
+@pipeline_argument
+@data_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True,
+              help="The port to listen on.")  # fmt: skip
+@click.option("--only", "roles", callback=_roles,
+              help="Some roles alone, by comma: collect,process,serve,pull.")  # fmt: skip
+@click.option("--insecure-bind", is_flag=True,
+              help="Listen where other machines reach it, without a certificate.")  # fmt: skip
+@click.option("--until-idle", is_flag=True,
+              help="End when the sources are read and everything is committed.")  # fmt: skip
+def run(
+    pipeline: Path,
+    layout: Layout,
+    host: str,
+    port: int,
+    roles: tuple[str, ...],
+    *,
+    insecure_bind: bool,
+    until_idle: bool,
+) -> None:
+    """Run a pipeline until it is interrupted: take events, fill tables and views, answer queries.
+
+    What was acknowledged is durable whenever the run ends, and the next one goes on from there.
+    """
+    plan, address = require_plan(pipeline), Address(host, port)
+    run_pipeline(
+        plan,
+        layout,
+        SystemClock(),
+        address,
+        only=roles,
+        until_idle=until_idle,
+        insecure_bind=insecure_bind,
+        say=_say,
+        ready=lambda: _say(f"{plan.name} runs at http://{host}:{port}"),
+    )
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"headrace: {line}\n")
+    sys.stderr.flush()

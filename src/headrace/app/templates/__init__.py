@@ -1,0 +1,1 @@
+"""Pipeline files that `headrace init` writes; each runs as it is."""
