@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -116,13 +115,18 @@ class HttpDoor:
         self._run_dir = run_dir
         self._upstream = upstream
         self._lost: HeadraceError | None = None
-        self._stop: Callable[[], None] = lambda: None
+        self._stopping = asyncio.Event()
         self._collector = Collector(
             plan, log, clock, limits, admit=admit, reader=reader, on_lost=self._lose
         )
 
-    def run(self, host: str, port: int, ready: Callable[[], None]) -> None:
-        """Serve until `stop` or a signal."""
+    def run(
+        self, host: str, port: int, *, stop: threading.Event, ready: Callable[[], None]
+    ) -> None:
+        """Serve until `stop` is set, calling `ready` once requests are answered.
+
+        Raises `Invalid` if the port is taken, and what the log failed with if it must not go on.
+        """
         refuse_taken_port(host, port)
         metrics = MetricsFile(
             self._run_dir / METRICS, Families(self._collector.metrics, self._gauges), self._clock
@@ -132,18 +136,14 @@ class HttpDoor:
             metrics.start()
             stack.enter_context(closing(metrics))
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self._serve(host, port, ready))
+                runner.run(self._serve(host, port, stop, ready))
         if self._lost is not None:
             raise self._lost
-
-    def stop(self) -> None:
-        """Begin to stop. Thread-safe."""
-        self._stop()
 
     def _lose(self, error: HeadraceError) -> None:
         _logger.error("The log cannot go on: %s", error.code)
         self._lost = self._lost or error
-        self._stop()
+        self._stopping.set()
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
         return {
@@ -157,18 +157,24 @@ class HttpDoor:
             ),
         }
 
-    async def _serve(self, host: str, port: int, ready: Callable[[], None]) -> None:
+    async def _serve(
+        self, host: str, port: int, stop: threading.Event, ready: Callable[[], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
-        self._stop = lambda: _in_loop(loop, stopping.set)
         bridge = self._bridge()
         app = Application(self._collector, bridge, self._clock)
         server = Server(app, **_settings(self._limits, host, port))
-        with _signals(loop, stopping.set), _repeated(loop, app.bodies.end_overdue):
+
+        def look() -> None:
+            app.bodies.end_overdue()
+            if stop.is_set():
+                self._stopping.set()
+
+        with _repeated(loop, look):
             serving = loop.create_task(server.serve())
             await _opened(serving, host, port)
             ready()
-            waiting = loop.create_task(stopping.wait())
+            waiting = loop.create_task(self._stopping.wait())
             await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
             # 1
@@ -189,11 +195,6 @@ class HttpDoor:
         shutil.rmtree(spool, ignore_errors=True)
         spool.mkdir()
         return Bridge(self._upstream, spool, self._limits)
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, act: Callable[[], object]) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(act)
 
 
 def _settings(limits: Limits, host: str, port: int) -> dict[str, Any]:
@@ -247,19 +248,6 @@ async def _opened(serving: asyncio.Task[None], host: str, port: int) -> None:
     await serving
     msg = "The HTTP server ended before it began"
     raise Internal(msg)
-
-
-@contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGTERM and SIGINT; signals reach the main thread alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    yield
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
 
 
 @contextmanager

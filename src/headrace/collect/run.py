@@ -1,0 +1,85 @@
+"""The collector as a process: the log's writing end and its two doors.
+
+Order of effects of a start:
+
+1. The log is opened: what an earlier process acknowledged is there. The plan's topics exist.
+2. The Unix-socket door opens for the other roles.
+3. The HTTP door opens, and the role is ready.
+
+When it is told to stop they close in reverse, within ten seconds: everything that was acknowledged
+is durable by then, as it was when it was acknowledged.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+
+from headrace.collect.collector import Admit, admit_all
+from headrace.collect.door import HttpDoor
+from headrace.collect.limits import Limits
+from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
+from headrace.log.wire import serve_door
+from headrace.model.clock import Clock
+from headrace.model.layout import Layout
+from headrace.model.plan import Plan
+from headrace.model.role import Role
+
+_SWITCH_INTERVAL_S = 0.0005
+"""The log's thread takes the interpreter back from a busy event loop this soon after a commit, not
+after Python's 5 ms: requests wait for it."""
+
+
+def run_role(role: Role) -> None:
+    """Run the role `collect`."""
+    run_collect(
+        role.plan,
+        role.layout,
+        role.clock,
+        host=role.host,
+        port=role.port,
+        stop=role.stop,
+        ready=role.ready,
+    )
+
+
+def run_collect(
+    plan: Plan,
+    layout: Layout,
+    clock: Clock,
+    *,
+    host: str,
+    port: int,
+    stop: threading.Event,
+    ready: Callable[[], None],
+    limits: Limits | None = None,
+    admit: Admit = admit_all,
+) -> None:
+    """Run the collector of a data directory until `stop` is set.
+
+    Raises `Invalid` if the port or the log is taken, and what the log failed with if it must not
+    go on.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        # 1
+        log = stack.enter_context(closing(EmbeddedLog(layout.log, clock)))
+        for topic in plan.topics:
+            log.create(topic.name, topic.partitions)
+        # 2
+        stack.enter_context(closing(serve_door(log, layout.door)))
+        # 3
+        door = HttpDoor(
+            plan,
+            log,
+            clock,
+            limits or Limits(),
+            run_dir=layout.run,
+            upstream=layout.serve,
+            admit=admit,
+            reader=lambda: closing(EmbeddedLogReader(layout.log)),
+        )
+        door.run(host, port, stop=stop, ready=ready)
