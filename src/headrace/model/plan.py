@@ -336,4 +336,5 @@ KNOWN_ID_SCHEMA = pa.schema(
     ]
 )
 """A client-chosen id kept within the horizon: `clock_us` is the partition's running maximum of
-received_at when the record was kept, `offset` its position."""
+received_at when the record was kept, `offset` its position. A row whose id is 16 zero bytes says
+that the clock was reset at `offset`: ids of the partition kept before it count no more."""
