@@ -12,14 +12,12 @@ from headrace.model.plan import Plan
 
 
 def compile_file(path: Path) -> Plan | list[Problem]:
-    """Return the plan of a pipeline file, or every fault that it has.
-
-    `Invalid` if the file cannot be loaded at all, or declares no pipeline.
-    """
-    result = check(load(path))
-    if not isinstance(result, Plan):
-        return list(result)
-    return _source_problems(path, result) or result
+    """Return the plan of a pipeline file, or every fault that it has."""
+    pipeline = load(path)
+    if isinstance(pipeline, list):
+        return pipeline
+    result = check(pipeline)
+    return (_source_problems(path, result) or result) if isinstance(result, Plan) else result
 
 
 def require_plan(path: Path) -> Plan:

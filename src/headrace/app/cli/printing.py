@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import sys
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -15,13 +16,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+PIPE_WIDTH = 1000
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _STEP = 1000
 
 
 def console() -> Console:
-    """Return standard output for people; without colours when it is no terminal."""
-    return Console(highlight=False)
+    """Return standard output for people: in a pipe without colours, and lines are not broken."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def print_error(message: str, hint: str = "") -> None:
