@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_kill_sweep import TOTAL, WORKER, breaches, run
+from sweep import TOTAL, WORKER, breaches, run
 
 STEPS = [
     "commit.1",

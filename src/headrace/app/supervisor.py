@@ -22,7 +22,7 @@ import msgspec
 
 from headrace.app.role import EXIT_FATAL, EXIT_USER
 from headrace.model.clock import Clock
-from headrace.model.errors import HeadraceError, Internal, Invalid
+from headrace.model.errors import Internal, Invalid
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 
@@ -210,14 +210,3 @@ def held(layout: Layout) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def run_until_signal(supervisor: Supervisor, run: Callable[[], None]) -> HeadraceError | None:
-    """Call `run` with SIGTERM and SIGINT ending the supervisor; return what went wrong."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: supervisor.stop.set())
-    try:
-        run()
-    except HeadraceError as e:
-        return e
-    return None

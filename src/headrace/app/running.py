@@ -1,0 +1,71 @@
+"""Runs a compiled pipeline in a data directory: what `headrace run` and `headrace demo` do."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Sequence
+
+from headrace.app.supervisor import ROLES_IN_ORDER, Address, Supervisor
+from headrace.model.clock import Clock
+from headrace.model.errors import Invalid
+from headrace.model.layout import Layout
+from headrace.model.plan import Plan
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def run_pipeline(
+    plan: Plan,
+    layout: Layout,
+    clock: Clock,
+    address: Address,
+    *,
+    only: Sequence[str] = ROLES_IN_ORDER,
+    until_idle: bool = False,
+    insecure_bind: bool = False,
+    say: Callable[[str], None],
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Run the roles until SIGTERM or SIGINT, or until all is done with `until_idle`.
+
+    Raises `Invalid` for an address that is taken or public, and whatever ended a role for good.
+    """
+    if address.host not in LOOPBACK and not insecure_bind:
+        raise Invalid(
+            f"{address.host} can be reached from other machines, and this port has no certificate",
+            hint="Bind to 127.0.0.1 behind a proxy that has one, or say --insecure-bind.",
+            code="public_bind",
+        )
+    if unknown := [r for r in only if r not in ROLES_IN_ORDER]:
+        raise Invalid(
+            f"There is no role {unknown[0]}", hint=f"The roles are {', '.join(ROLES_IN_ORDER)}."
+        )
+    if "collect" in only:
+        check_free(address)
+    supervisor = Supervisor(plan, layout, clock, address, only=only, say=say)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop.set())
+    supervisor.run(until_idle=until_idle, ready=ready)
+
+
+def check_free(address: Address) -> None:
+    """Raise `Invalid` if something else listens at an address."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as e:
+            raise Invalid(
+                f"Port {address.port} of {address.host} cannot be listened on: {e.strerror}",
+                hint="Choose another with --port.",
+                code="port_taken",
+            ) from e
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,55 @@
+"""Runs the worker and looks for breaches afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from worker import BAD_EVERY
+
+from headrace.log.embedded import EmbeddedLogReader
+from headrace.model.clock import SystemClock
+from headrace.process.ledger import last_row
+from headrace.tables.delta import DeltaTables
+from headrace.testing.checker import Acknowledged, Checker
+
+WORKER = Path(__file__).parent / "worker.py"
+TOTAL = 600
+VIEWS = {
+    "by_kind": """SELECT kind, count(*), sum(amount), count(DISTINCT bucket)
+        FROM rows GROUP BY kind""",
+}
+
+
+def run(data: Path, mode: str = "both", failpoint: str = "", total: int = TOTAL) -> int:
+    env = {**os.environ, "HEADRACE_FAILPOINT": failpoint}
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(data), str(total), mode],
+        env=env,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode not in (0, -signal.SIGKILL):
+        pytest.fail(done.stderr.decode()[-3000:])
+    return done.returncode
+
+
+def breaches(data: Path, total: int = TOTAL) -> list[str]:
+    checker = Checker(data, "numbers", "number", VIEWS)
+    acknowledged = Acknowledged(data / "acknowledged").read()
+    assert len(acknowledged) == total
+    found = checker.check(acknowledged, range(total))
+    log = EmbeddedLogReader(data / "log")
+    tables = DeltaTables(data, SystemClock())
+    row = last_row(tables, tables.snapshot("system/ledger"))
+    starts = {f"events/{p}": s for p, s in enumerate(log.starts("events"))}
+    found += checker.check_log(starts, row.offsets)
+    totals = row.topic_totals["events"]
+    assert totals.read == totals.decoded + totals.dead + totals.duplicates
+    assert totals.dead == len(range(0, total, BAD_EVERY))
+    return found
