@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
@@ -17,6 +18,8 @@ from headrace.tables import statistics
 from headrace.tables.storage import Storage
 
 _PREFIX, _SUFFIX = "part-", ".parquet"
+_TAIL_BYTES = 8
+"""A Parquet file ends with its footer's length and the letters PAR1."""
 _ROW_GROUP_ROWS = 1 << 20
 _ROW_GROUP_BYTES = 64 << 20
 _BATCH_ROWS = 1 << 17
@@ -66,15 +69,17 @@ def write(
         writer = writer or _writer(file, schema, schema.empty_table(), unique, collected)
         writer.close()
         size_bytes = file.tell()
-    stats = statistics.statistics_json(collected[0], schema, unbounded=with_nan)
+    with storage.open(path) as written:
+        crc32 = _footer_crc32(written, size_bytes)
+    stats = statistics.statistics_json(collected[0], schema, unbounded=with_nan, footer_crc32=crc32)
     return DataFile(file_name, collected[0].num_rows, size_bytes, stats, dict(tags))
 
 
 def read(storage: Storage, folder: str, file: DataFile, schema: pa.Schema) -> Iterator[pa.Table]:
     """Yield a file's rows in the table's schema, some at a time.
 
-    FileNotFoundError if it is gone; `Corrupt` if its size or a page's checksum is not as written,
-    or if it cannot be read as `schema`. Columns that the file lacks are null.
+    FileNotFoundError if it is gone; `Corrupt` if its size, or the checksum of its footer or of a
+    page, is not as written, or if it cannot be read as `schema`. Columns that it lacks are null.
     """
     path = f"{folder}/{file.path}"
     size_bytes = storage.size(path)
@@ -87,10 +92,9 @@ def read(storage: Storage, folder: str, file: DataFile, schema: pa.Schema) -> It
         )
     rows = 0
     try:
-        with (
-            storage.open(path) as source,
-            pq.ParquetFile(source, page_checksum_verification=True) as parquet,
-        ):
+        with storage.open(path) as source:
+            _check_footer(path, source, file)
+            parquet = pq.ParquetFile(source, page_checksum_verification=True)
             names = parquet.schema_arrow.names
             columns = [n for n in schema.names if n in names]
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
@@ -102,6 +106,21 @@ def read(storage: Storage, folder: str, file: DataFile, schema: pa.Schema) -> It
         raise Corrupt(f"{path} cannot be read: {e}", hint="Restore the table") from e
     if rows != file.rows:
         raise Corrupt(f"{path} has {rows} rows; the table says {file.rows}", hint="Restore it")
+
+
+def _check_footer(path: str, source: pa.NativeFile, file: DataFile) -> None:
+    stats = statistics.parse(file.stats)
+    if stats is None or stats.footer_crc32 is None:
+        return  # another program wrote it
+    if _footer_crc32(source, file.size_bytes) != stats.footer_crc32:
+        raise Corrupt(f"The footer of {path} is damaged", hint="Restore the table")
+
+
+def _footer_crc32(source: pa.NativeFile, size_bytes: int) -> int:
+    """Return the CRC-32 of a file from its footer on: schema, places of pages, lengths."""
+    tail = source.read_at(_TAIL_BYTES, size_bytes - _TAIL_BYTES)
+    footer_bytes = int.from_bytes(tail[:4], "little") + _TAIL_BYTES
+    return zlib.crc32(source.read_at(footer_bytes, max(size_bytes - footer_bytes, 0)))
 
 
 def _in_schema(piece: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -41,11 +41,15 @@ class FileStatistics(msgspec.Struct, rename="camel"):
     min_values: dict[str, Any]
     max_values: dict[str, Any]
     null_count: dict[str, int]
+    footer_crc32: int | None = None
+    """Ours, which other readers pass over: Parquet has checksums of pages, none of its footer."""
 
 
-def statistics_json(metadata: pq.FileMetaData, schema: pa.Schema, *, unbounded: set[str]) -> str:
+def statistics_json(
+    metadata: pq.FileMetaData, schema: pa.Schema, *, unbounded: set[str], footer_crc32: int
+) -> str:
     """Return the Delta statistics of a file; columns in `unbounded` (with NaN) get no bounds."""
-    result = FileStatistics(metadata.num_rows, {}, {}, {})
+    result = FileStatistics(metadata.num_rows, {}, {}, {}, footer_crc32)
     positions = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
     for field in schema:
         at = positions.get(field.name)
