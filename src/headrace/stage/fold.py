@@ -37,18 +37,18 @@ class ViewState:
     def __init__(
         self, view: View, engine: Engine, parts: Mapping[str, pa.Table] | None = None
     ) -> None:
-        """Begin with `parts`, as `fold` returned them once; with none, over an empty table."""
+        """Begin with `parts`, as `fold` returned them once (missing: empty), or with no rows."""
         self.view = view
         self._engine = engine
-        self._schemas = {p.name: engine.arrow_schema(p.columns) for p in view.parts}
-        self._parts = {n: schema.empty_table() for n, schema in self._schemas.items()}
+        self._parts = {p.name: _empty(p, engine) for p in view.parts}
+        self._schemas = {name: rows.schema for name, rows in self._parts.items()}
         self._pending: dict[str, list[pa.Table]] = {n: [] for n in self._schemas}
         self._pending_rows = 0
         if parts is None:
             # A view without GROUP BY has one row even over an empty table.
             self._merge_part(view.parts[0])
         else:
-            self._parts = {n: self._in_schema(n, rows) for n, rows in parts.items()}
+            self._parts |= {n: self._in_schema(n, rows) for n, rows in parts.items()}
 
     @property
     def rows(self) -> int:
@@ -104,3 +104,8 @@ class ViewState:
         if rows.schema.equals(schema):
             return rows
         return rows.select(schema.names).cast(schema)
+
+
+def _empty(part: StatePart, engine: Engine) -> pa.Table:
+    columns = ", ".join(f"CAST(NULL AS {c.type}) AS {c.name}" for c in part.columns)
+    return engine.query(f"SELECT {columns or 'NULL AS nothing'} WHERE false", {})
