@@ -193,9 +193,10 @@ class AggregateCompiler:
         return f"coalesce({self._state.take(part, 'count(*)')}, 0)"
 
     def _count_if(self, call: Call) -> str:
+        # Like DuckDB's, NULL where every condition is NULL.
         condition = self._state.input(f"CAST({call.arguments[0]} AS BOOLEAN)")
-        where = " AND ".join(filter(None, [condition, self._where(call)]))
-        return self._count_of(None, where)
+        partial = f"sum(CAST({condition} AS INTEGER)){self._filter(self._where(call))}"
+        return self._state.group(partial, "sum({})", _SUM_128)
 
     def _extreme(self, call: Call) -> str:
         if len(call.arguments) > 1:

@@ -8,6 +8,7 @@ quotes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from headrace.define.view_parse import group_by
 from headrace.model.plan import Column, StatePart
 
 _BASE = "{base}"
+_DERIVED = re.compile(r"\bv\d+\b")
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,24 @@ class StateBuilder:
             joins.append(f" LEFT JOIN ({inner}) AS j_{name} ON {on or 'true'}")
             names += [f"j_{name}.{name}_v{i}" for i in range(len(values))]
         joined = f"SELECT {', '.join(names)} FROM groups{''.join(joins)}"
-        derived = [f"{sql} AS {name}" for sql, name in self._derived.items()]
-        return f"(SELECT {', '.join(['*', *derived])} FROM ({joined}))"
+        return self._with_derived(f"({joined})")
+
+    def _with_derived(self, relation: str) -> str:
+        """Add the derived columns, each in a SELECT over those that it needs.
+
+        An alias used in the same SELECT would be computed again wherever it stands.
+        """
+        level: dict[str, int] = {}
+        steps: list[list[str]] = []
+        for sql, name in self._derived.items():
+            needs = [level[found] for found in _DERIVED.findall(sql) if found in level]
+            level[name] = max(needs, default=-1) + 1
+            if level[name] == len(steps):
+                steps.append([])
+            steps[level[name]].append(f"{sql} AS {name}")
+        for step in steps:
+            relation = f"(SELECT *, {', '.join(step)} FROM {relation})"
+        return relation
 
     def _base(self) -> str:
         columns = [f"{k.sql} AS {k.name}" for k in self._all_keys]

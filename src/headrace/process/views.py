@@ -1,0 +1,341 @@
+"""All views of a pipeline, as its owner keeps them: load, fold, publish.
+
+Each view's state is in memory; `view_store.py` keeps it on disk together with the version of the
+table that it contains. What the table has beyond that version, or all of it for a view that is new
+or was changed, waits as a backlog of files that is folded file by file, between epochs: partials
+merge in any order, so new rows need not wait for old ones. A view is published once its backlog is
+done, so that a changed view takes the place of the old one only when it has caught up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from headrace.model.clock import Clock
+from headrace.model.errors import Corrupt, Invalid
+from headrace.model.plan import Plan, View
+from headrace.model.tables import DataFile, Snapshot, Tables
+from headrace.process.view_store import Contained, ViewStore
+from headrace.stage.engine import Engine, SqlError
+from headrace.stage.fold import ViewState, partials_of
+
+PUBLISH_SHARE = 0.1
+"""The part of the time that publishing may take, all views together."""
+
+CATCH_UP_AT_START_S = 2.0
+CATCH_UP_BETWEEN_EPOCHS_S = 0.2
+"""How long a view's backlog may hold up an epoch."""
+
+IDLE_US = 2_000_000
+"""A partition from which nothing came for this long no longer holds the watermark back."""
+
+VERSIONS_BEHIND_MAX = 20
+"""How many commits without rows for a view may pass before its state names the newest."""
+
+Changes = Callable[[View, pa.Table], None]
+"""Takes the rows of a view that are new or changed, before they are published."""
+
+
+class MaintainedView:
+    """One view: its state, what it contains, and what is still to be folded in."""
+
+    def __init__(
+        self,
+        view: View,
+        tables: Tables,
+        clock: Clock,
+        engine: Engine,
+        pipeline: str,
+        changes: Changes | None,
+    ) -> None:
+        self.view = view
+        self.store = ViewStore(view, tables, clock, engine, pipeline)
+        self._tables = tables
+        self._clock = clock
+        self._engine = engine
+        self._changes = changes if view.topic else None
+        self._state = ViewState(view, engine)
+        self._backlog: deque[DataFile] = deque()
+        self._base: Snapshot | None = None
+        self.contained = Contained("", 0, 0)
+        self._stored: Contained | None = None
+        self._changed = False
+        self.cost_s = 0.0
+        """What a publish takes, a moving average; 0 before the first."""
+        self.next_flip_us: int | None = None
+        """The watermark at which the next window passes, if that is known."""
+        self._published: pa.Table | None = None
+        self._next_s = -math.inf
+
+    @property
+    def caught_up(self) -> bool:
+        """Return whether the state holds all rows of the version that it contains."""
+        return not self._backlog
+
+    @property
+    def needed_version(self) -> int:
+        """Return the version of the table whose commits and files the view still needs."""
+        if self._stored is not None:
+            return self._stored.version
+        return self._base.version if self._base else 0
+
+    def load(self) -> None:
+        """Load the stored state and find what the table has beyond it; else start over."""
+        table = self._tables.open(f"tables/{self.view.table}")
+        if table is None:
+            raise Corrupt(f"The table {self.view.table} of view {self.view.name} is missing")
+        snapshot = table.snapshot
+        stored = self.store.contained(snapshot.table_id)
+        added = None
+        if stored is not None and stored.version <= snapshot.version:
+            added = table.added_since(stored.version)
+        if stored is None or added is None or any(a.removed_rows for a in added):
+            self._start_over(snapshot)
+            return
+        self._state = ViewState(self.view, self._engine, self.store.load())
+        self._backlog = deque(f for a in added for f in a.files)
+        self._base = snapshot
+        self._stored = stored
+        self._changed = bool(self._backlog)
+        self.contained = Contained(stored.table_id, snapshot.version, stored.epoch)
+
+    def rebuild(self) -> None:
+        """Start over from the table's newest version, and fold all of it."""
+        snapshot = self._tables.snapshot(f"tables/{self.view.table}")
+        if snapshot is None:
+            raise Corrupt(f"The table {self.view.table} of view {self.view.name} is missing")
+        self._start_over(snapshot)
+        self.catch_up(math.inf)
+
+    def _start_over(self, snapshot: Snapshot) -> None:
+        self._state = ViewState(self.view, self._engine)
+        self._backlog = deque(snapshot.files)
+        self._base = snapshot
+        self._stored = None
+        self._changed = True
+        self.contained = Contained(snapshot.table_id, snapshot.version, self.contained.epoch)
+
+    def catch_up(self, seconds: float) -> None:
+        """Fold files of the backlog, at least one, until `seconds` have passed."""
+        began_s = self._clock.monotonic_s()
+        while self._backlog:
+            file = self._backlog[0]
+            assert self._base is not None
+            fields = [self._base.schema.field(name) for name in self.view.reads]
+            narrow = msgspec.structs.replace(self._base, schema=pa.schema(fields))
+            rows = self._tables.read(narrow, [file])
+            try:
+                self._state.add(partials_of(self.view, rows, self._engine))
+            except SqlError as error:
+                raise Invalid(
+                    f"View {self.view.name} fails on rows that are in {self.view.table}: "
+                    f"{error.message}",
+                    hint="use TRY_CAST or a WHERE that leaves these rows out",
+                    code="view_failed",
+                ) from error
+            self._backlog.popleft()
+            if self._clock.monotonic_s() - began_s >= seconds:
+                return
+
+    def add(self, partials: Mapping[str, pa.Table] | None, version: int, epoch: int) -> None:
+        """Take in an epoch's partials, None if there are none, and what is contained now."""
+        if partials is not None:
+            self._state.add(partials)
+            self._changed = True
+        self.contained = Contained(self.contained.table_id, version, epoch)
+
+    def is_due(self, now_s: float, watermark_us: int | None) -> bool:
+        """Return whether to publish now."""
+        flip_us = self.next_flip_us
+        flips = watermark_us is not None and flip_us is not None and watermark_us >= flip_us
+        return (self.is_behind or flips) and now_s >= self._next_s
+
+    @property
+    def is_behind(self) -> bool:
+        """Return whether the public table does not show what the state holds."""
+        return self._changed or not self.store.in_step
+
+    def publish(self, watermark_us: int | None) -> None:
+        """Publish, in this order: 1. the change topic, 2. the state, 3. the public table."""
+        began_s = self._clock.monotonic_s()
+        if self.view.window and watermark_us is None:
+            watermark_us = self._state.latest_us()
+        rows = self._state.final(watermark_us)
+        # 1
+        if self._changes is not None:
+            self._send_changes(rows, self._changes)
+        # 2
+        if self._stored is None or self._changed:
+            self.store.write_state(self._state.fold(), self.contained)
+            self._stored = self.contained
+        # 3
+        self.store.write_public(rows, self._stored)
+        self._changed = False
+        self._find_next_flip(watermark_us)
+        took_s = self._clock.monotonic_s() - began_s
+        self.cost_s = 0.8 * self.cost_s + 0.2 * took_s if self.cost_s else took_s
+
+    def wait_until(self, next_s: float) -> None:
+        """Publish no earlier than `next_s`, monotonic."""
+        self._next_s = next_s
+
+    def name_contained(self) -> None:
+        """Let the stored state name the newest version when many brought no rows for it."""
+        stored = self._stored
+        if stored is None or self.is_behind or self._backlog:
+            return
+        if self.contained.version - stored.version >= VERSIONS_BEHIND_MAX:
+            self.store.name_contained(self.contained)
+            self._stored = self.contained
+
+    def _send_changes(self, rows: pa.Table, changes: Changes) -> None:
+        before = self._published
+        if before is None:
+            before = self.store.public_rows()
+        changed = rows
+        if before is not None:
+            sql = "SELECT * FROM rows EXCEPT ALL SELECT * FROM before"
+            changed = self._engine.query(sql, {"rows": rows, "before": before})
+        if changed.num_rows:
+            changes(self.view, changed)
+        self._published = rows
+
+    def _find_next_flip(self, watermark_us: int | None) -> None:
+        window = self.view.window
+        if window is None or watermark_us is None:
+            return
+        starts = self._state.window_starts().to_numpy(zero_copy_only=False)
+        ends = starts + window.size_us + window.lateness_us
+        later = ends[ends > watermark_us]
+        self.next_flip_us = int(np.min(later)) if len(later) else None
+
+
+class ViewKeeper:
+    """The views of a plan. Used from one thread, under the owner's lock."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        tables: Tables,
+        clock: Clock,
+        engine: Engine,
+        changes: Changes | None = None,
+    ) -> None:
+        """`changes` takes the changed rows of views with a topic."""
+        self._plan = plan
+        self._clock = clock
+        self._clocks: dict[str, int] = {}
+        self._tables = tables
+        self._engine = engine
+        self._changes = changes
+        self._views: dict[str, MaintainedView] = {}
+
+    def recover(self) -> None:
+        """Load every view's state and begin to fold what the tables have beyond it.
+
+        `Invalid` (view_failed): a view's SQL fails on rows that are in its table.
+        """
+        plan = self._plan
+        self._views = {
+            view.name: MaintainedView(
+                view, self._tables, self._clock, self._engine, plan.name, self._changes
+            )
+            for view in plan.views
+        }
+        for maintained in self._views.values():
+            maintained.load()
+        for maintained in self._views.values():
+            maintained.catch_up(CATCH_UP_AT_START_S / len(self._views))
+
+    def add(
+        self,
+        partials: Mapping[str, Mapping[str, pa.Table]],
+        versions: Mapping[str, int],
+        epoch: int,
+    ) -> None:
+        """Take in an epoch's partials (view → part → rows).
+
+        `versions` are the tables' after the epoch's commits, by name without `tables/`.
+        """
+        for name, maintained in self._views.items():
+            maintained.add(partials.get(name), versions[maintained.view.table], epoch)
+
+    def set_clocks(self, clocks: Mapping[str, int]) -> None:
+        """Take in the partitions' clocks, `topic/partition` → microseconds."""
+        self._clocks = dict(clocks)
+
+    def publish(self, now_us: int, *, force: bool = False) -> int:
+        """Publish the views that are due; with `force`, all that are behind. Returns how many.
+
+        Publishing takes at most a tenth of the time: a view waits T after a publish that costs c,
+        with T ∝ √c over all views, which makes the sum of the waits least. Cheap ones are published
+        in each epoch.
+        """
+        published = 0
+        for maintained in self._views.values():
+            if not maintained.caught_up:
+                maintained.catch_up(math.inf if force else CATCH_UP_BETWEEN_EPOCHS_S)
+            if not maintained.caught_up:
+                continue
+            watermark_us = self._watermark_us(maintained.view, now_us)
+            now_s = math.inf if force else self._clock.monotonic_s()
+            if maintained.is_due(now_s, watermark_us):
+                maintained.publish(watermark_us)
+                published += 1
+                self._space_out(maintained)
+        return published
+
+    def rebuild(self, view: str) -> None:
+        """Make a view's state anew from its table, from which rows were taken."""
+        self._views[view].rebuild()
+
+    def next_timer(self) -> int | None:
+        """Return when a window will have passed in a view that is idle till then, wall time."""
+        flips = [v.next_flip_us for v in self._views.values() if self._follows_clock(v.view)]
+        return min((f + IDLE_US for f in flips if f is not None), default=None)
+
+    def slowest_version(self, table: str) -> int | None:
+        """Return the oldest version of a table that a view still needs; None without views."""
+        needed = [v.needed_version for v in self._views.values() if v.view.table == table]
+        return min(needed, default=None)
+
+    def caught_up(self) -> bool:
+        """Return whether no view has a backlog."""
+        return all(v.caught_up for v in self._views.values())
+
+    def maintain(self) -> None:
+        """Do at most one checkpoint and clean-up of a view's tables."""
+        for maintained in self._views.values():
+            maintained.name_contained()
+            if maintained.store.maintain():
+                return
+
+    def _space_out(self, maintained: MaintainedView) -> None:
+        roots = sum(math.sqrt(v.cost_s) for v in self._views.values())
+        wait_s = math.sqrt(maintained.cost_s) * roots / PUBLISH_SHARE
+        maintained.wait_until(self._clock.monotonic_s() + wait_s - maintained.cost_s)
+
+    def _watermark_us(self, view: View, now_us: int) -> int | None:
+        """Return the watermark of a view that follows received_at; None if its rows tell.
+
+        The least clock of the partitions that the table reads, or the wall clock for those idle.
+        """
+        if not self._follows_clock(view):
+            return None
+        table = next(t for t in self._plan.tables if t.name == view.table)
+        idle_us = now_us - IDLE_US
+        clocks = [
+            self._clocks.get(f"{topic.name}/{partition}", idle_us)
+            for topic in (self._plan.topic(i.topic) for i in table.inputs)
+            for partition in range(topic.partitions)
+        ]
+        return min((max(clock, idle_us) for clock in clocks), default=idle_us)
+
+    def _follows_clock(self, view: View) -> bool:
+        return view.window is not None and view.window.on == "received_at"
