@@ -15,19 +15,27 @@ class Wire:
     """Gives chunks as the server does: one empty at the end, two where it broke off."""
 
     def __init__(self, *chunks, ends=1, stalls=False):
-        self.chunks = [*chunks, *[b""] * ends]
+        self.whole = b"".join(chunks)
+        self.chunks = iter([*chunks, *[b""] * ends])
         self.stalls = stalls
 
-    async def __call__(self):
-        if self.stalls:
-            await asyncio.Event().wait()
-        return b"".join(self.chunks)
+    def __call__(self):
+        return self._coming(self.whole)
 
-    async def __aiter__(self):
-        for chunk in self.chunks:
-            yield chunk
-            if self.stalls:
-                await asyncio.Event().wait()
+    def __aiter__(self):
+        return self
+
+    def __anext__(self):
+        return self._coming(next(self.chunks, None))
+
+    def _coming(self, data):
+        future = asyncio.get_running_loop().create_future()
+        if not self.stalls:
+            if data is None:
+                future.set_exception(StopAsyncIteration())
+            else:
+                future.set_result(data)
+        return future
 
 
 def read(wire, *headers, budget_bytes=1_000_000, act=None):

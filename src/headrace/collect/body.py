@@ -10,8 +10,8 @@ broke off gives two).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import Generator
+from typing import Any, Protocol
 
 from headrace.collect.exchange import Headers
 from headrace.collect.limits import Limits, Share, too_large
@@ -21,14 +21,27 @@ from headrace.model.errors import Invalid, Unavailable
 _AT_ONCE_BYTES_MAX = 64 << 10
 
 
+class Coming(Protocol):
+    """Bytes that are on their way: awaited by one, cancelled perhaps by another."""
+
+    def __await__(self) -> Generator[Any, Any, bytes]:
+        """Wait for them."""
+
+    def cancel(self) -> object:
+        """Make the one who waits raise `CancelledError`."""
+
+
 class Incoming(Protocol):
     """The part of an RSGI protocol that bodies come through."""
 
-    async def __call__(self) -> bytes:
+    def __call__(self) -> Coming:
         """Return the whole body."""
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the body in chunks."""
+    def __aiter__(self) -> Incoming:
+        """Begin to give the body in chunks."""
+
+    def __anext__(self) -> Coming:
+        """Return the next chunk."""
 
 
 class BodyReader:
@@ -37,7 +50,9 @@ class BodyReader:
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits
         self._clock = clock
-        self._since: dict[asyncio.Task[object], float] = {}
+        self._looked_at_s = clock.monotonic_s()
+        self._coming: dict[object, tuple[float, Coming]] = {}
+        """Everything that is waited for, oldest body first, with when its body began."""
         self._stopping = False
 
     async def read(self, headers: Headers, incoming: Incoming, share: Share) -> bytes:
@@ -47,49 +62,63 @@ class BodyReader:
             return b""
         if declared is not None and declared > self._limits.body_bytes_max:
             raise too_large(self._limits.body_bytes_max)
-        task = asyncio.current_task()
-        assert task is not None
-        self._since[task] = self._clock.monotonic_s()
         try:
-            if declared is not None and declared <= _AT_ONCE_BYTES_MAX:
-                share.take(declared)
-                return await incoming()
-            return await self._by_chunks(incoming, declared, share)
+            if declared is None or declared > _AT_ONCE_BYTES_MAX:
+                return await self._by_chunks(incoming, declared, share)
+            share.take(declared)
+            coming = incoming()
+            self._coming[coming] = self._looked_at_s, coming
+            try:
+                return await coming
+            finally:
+                del self._coming[coming]
         except asyncio.CancelledError:
-            # Only `end_overdue` and `stop` cancel, and only while a body is read.
+            # Only `end_overdue` and `stop` cancel, and only what is waited for here.
             raise self._given_up() from None
         except RuntimeError:
             raise _incomplete() from None
-        finally:
-            del self._since[task]
 
     def end_overdue(self) -> None:
-        """End bodies that have been coming for too long; to be called now and then."""
-        oldest_allowed = self._clock.monotonic_s() - self._limits.body_timeout_s
-        for task, since in list(self._since.items()):
-            # Oldest first, since a dictionary keeps the order of insertion.
+        """End bodies that have been coming for too long; to be called several times a second.
+
+        The time of these calls is also what a body's beginning is noted as: asking the clock for
+        each would cost more than being late by one call.
+        """
+        self._looked_at_s = self._clock.monotonic_s()
+        oldest_allowed = self._looked_at_s - self._limits.body_timeout_s
+        for since, coming in list(self._coming.values()):
             if since > oldest_allowed:
                 break
-            task.cancel()
+            coming.cancel()
 
     def stop(self) -> None:
         """End every body that is still coming."""
         self._stopping = True
-        for task in list(self._since):
-            task.cancel()
+        for _, coming in list(self._coming.values()):
+            coming.cancel()
 
     async def _by_chunks(self, incoming: Incoming, declared: int | None, share: Share) -> bytes:
         chunks: list[bytes] = []
         total = ends = 0
-        async for chunk in incoming:
-            if not chunk:
-                ends += 1
-                continue
-            total += len(chunk)
-            if total > self._limits.body_bytes_max:
-                raise too_large(self._limits.body_bytes_max)
-            share.take(len(chunk))
-            chunks.append(chunk)
+        stream = incoming.__aiter__()
+        since = self._looked_at_s
+        try:
+            while True:
+                coming = stream.__anext__()
+                self._coming[stream] = since, coming
+                chunk = await coming
+                if not chunk:
+                    ends += 1
+                    continue
+                total += len(chunk)
+                if total > self._limits.body_bytes_max:
+                    raise too_large(self._limits.body_bytes_max)
+                share.take(len(chunk))
+                chunks.append(chunk)
+        except StopAsyncIteration:
+            pass
+        finally:
+            self._coming.pop(stream, None)
         if (declared is None and ends != 1) or (declared is not None and total != declared):
             raise _incomplete()
         return b"".join(chunks)

@@ -39,10 +39,11 @@ from headrace.collect.exchange import (
     Response,
     method_not_allowed,
     refusal,
+    with_headers,
 )
 from headrace.collect.groups import Groups, places
 from headrace.collect.intake import Dead, Intake, Naming, naming_of
-from headrace.collect.limits import Budget, Limits, Share
+from headrace.collect.limits import Budget, Limits
 from headrace.collect.metrics import DoorMetrics
 from headrace.collect.readback import Readback
 from headrace.collect.routes import CompiledRoute, find
@@ -159,26 +160,19 @@ class Collector:
         request: Request,
     ) -> Response:
         naming = self._naming(intake, request)
-        body = b""
-        share = Share(self.budget)
-        try:
-            if request.method == "POST":
-                body = await self._object_body(request, share)
-            value = route.event(parameters, body, request.headers)
-            records = Records([value])
-            dead = intake.judge(records)
-            group = self.groups.group(intake.name, len(value))
-            intake.add(records, dead, naming, self._clock.now_us(), group.batch)
-            places(await group.done)
-        finally:
-            share.give_back()
+        body = await self._object_body(request) if request.method == "POST" else b""
+        value = route.event(parameters, body, request.headers)
+        records = Records([value])
+        dead = intake.judge(records)
+        group = self.groups.group(intake.name, len(value))
+        intake.add(records, dead, naming, self._clock.now_us(), group.batch)
+        places(await group.done)
         self.metrics.count(intake.name, 1, len(dead))
         if dead:
-            status, headers, text = route.reply
-            return Response(status, [*headers, ("x-headrace-dead", dead[0].fault.code)], text)
+            return with_headers(route.reply, ("x-headrace-dead", dead[0].fault.code))
         return route.reply
 
-    async def _object_body(self, request: Request, share: Share) -> bytes:
+    async def _object_body(self, request: Request) -> bytes:
         headers = request.headers
         if headers.get("content-length", "0") == "0" and not headers.get("transfer-encoding"):
             return b""
@@ -190,7 +184,9 @@ class Collector:
             )
         compressed = is_compressed(headers.get("content-encoding"))
         body = await request.read()
-        return inflate(body, self.limits.body_bytes_max, share.take) if compressed else body
+        if compressed:
+            return inflate(body, self.limits.body_bytes_max, request.share.take)
+        return body
 
     async def _append(self, intake: Intake, request: Request) -> Response:
         headers = request.headers
@@ -200,32 +196,28 @@ class Collector:
         wait = _waits(request.query) if request.query else True
         body = await request.read()
         received_at = self._clock.now_us()
-        share = Share(self.budget)
-        try:
-            if compressed or len(body) > self.limits.inline_bytes_max:
-                take = share.take if compressed else None
-                prepare = partial(self._prepare, intake, form, body, headers, naming, take)
-                loop = asyncio.get_running_loop()
-                batch, dead = await loop.run_in_executor(self._threads, prepare, received_at)
-                group = self.groups.group(intake.name, batch.size_bytes)
-                first = len(group.batch)
-                group.batch.extend(batch)
-            else:
-                records = open_body(form, body, headers, self.limits.records_max)
-                dead = intake.judge(records)
-                group = self.groups.group(intake.name, len(body))
-                first = len(group.batch)
-                intake.add(records, dead, naming, received_at, group.batch)
-            n = len(group.batch) - first
-            if wait:
-                offsets = _offsets(places(await group.done), first, n)
-            else:
-                self.groups.flush(intake.name)
-                if group.done.done():
-                    places(group.done.result())
-                offsets = ""
-        finally:
-            share.give_back()
+        if compressed or len(body) > self.limits.inline_bytes_max:
+            take = request.share.take if compressed else None
+            prepare = partial(self._prepare, intake, form, body, headers, naming, take)
+            loop = asyncio.get_running_loop()
+            batch, dead = await loop.run_in_executor(self._threads, prepare, received_at)
+            group = self.groups.group(intake.name, batch.size_bytes)
+            first = len(group.batch)
+            group.batch.extend(batch)
+        else:
+            records = open_body(form, body, headers, self.limits.records_max)
+            dead = intake.judge(records)
+            group = self.groups.group(intake.name, len(body))
+            first = len(group.batch)
+            intake.add(records, dead, naming, received_at, group.batch)
+        n = len(group.batch) - first
+        if wait:
+            offsets = _offsets(places(await group.done), first, n)
+        else:
+            self.groups.flush(intake.name)
+            if group.done.done():
+                places(group.done.result())
+            offsets = ""
         self.metrics.count(intake.name, n, len(dead))
         return self._told(n, dead, offsets)
 

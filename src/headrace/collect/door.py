@@ -65,7 +65,7 @@ class Application:
         share = Share(self._collector.budget)
         headers = scope.headers
         read = partial(self.bodies.read, headers, protocol, share)
-        request = Request(scope.method, scope.path, scope.query_string, headers, read)
+        request = Request(scope.method, scope.path, scope.query_string, headers, read, share)
         try:
             response = await self._collector.respond(request)
             if response is None:
@@ -90,9 +90,9 @@ class Application:
             error = refused
         except Exception as fault:  # noqa: BLE001 - as `Collector.respond`
             error = unexpected(fault)
-        status, headers, body = refusal(error)
-        protocol.response_bytes(status, headers, body)
-        return status
+        response = refusal(error)
+        protocol.response_bytes(response.status, response.headers, response.body)
+        return response.status
 
 
 class HttpDoor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from functools import lru_cache
+from typing import Literal
 
 import msgspec
 
@@ -30,6 +31,7 @@ _FORMS: dict[str, Form] = {
     "application/cloudevents+json": "event",
     "application/cloudevents-batch+json": "events",
 }
+_TYPE_CACHE_ENTRIES = 256
 _GZIP_WBITS = 31
 _INFLATE_STEP_BYTES = 1 << 20
 _WHITE = b" \t\r\n"
@@ -38,7 +40,7 @@ _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
 
 
-class Records(NamedTuple):
+class Records(msgspec.Struct, frozen=True, gc=False):
     """The records of a body. `headers` and `names` are None or as long as `values`."""
 
     values: list[bytes]
@@ -51,6 +53,7 @@ class Records(NamedTuple):
     """Whether the body itself is the one record, without anything around it."""
 
 
+@lru_cache(_TYPE_CACHE_ENTRIES)
 def form_of(content_type: str | None) -> Form:
     """Return how a body of this type is to be taken apart; none said means JSON."""
     if content_type is None:

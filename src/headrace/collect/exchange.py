@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import msgspec
 
+from headrace.collect.limits import Share
 from headrace.model.errors import (
     Closed,
     Corrupt,
@@ -68,8 +69,12 @@ class HeaderList:
         return self._pairs
 
 
-class Request(NamedTuple):
-    """A request whose body has perhaps not arrived yet."""
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """A request whose body has perhaps not arrived yet.
+
+    It and what is made of it are structs because these are the cheapest objects to make, and the
+    door makes them for every record.
+    """
 
     method: str
     path: str
@@ -79,9 +84,11 @@ class Request(NamedTuple):
     headers: Headers
     read: Callable[[], Awaitable[bytes]]
     """Returns the whole body, once; raises `Invalid` or `Unavailable` when a limit is passed."""
+    share: Share
+    """What the request takes of the budget of all bodies; given back by whoever made it."""
 
 
-class Response(NamedTuple):
+class Response(msgspec.Struct, frozen=True, gc=False):
     """An answer, whole."""
 
     status: int
@@ -106,12 +113,17 @@ def refusal(error: HeadraceError) -> Response:
     return Response(status, headers, msgspec.json.encode({"error": told}))
 
 
+def with_headers(response: Response, *headers: tuple[str, str]) -> Response:
+    """Return a response with more headers."""
+    return Response(response.status, [*response.headers, *headers], response.body)
+
+
 def method_not_allowed(method: str, allowed: str) -> Response:
     """Return 405 with `Allow`."""
-    status, headers, body = refusal(
-        Invalid(f"{method} is not possible here", hint=f"Use {allowed}.", code="method_not_allowed")
+    error = Invalid(
+        f"{method} is not possible here", hint=f"Use {allowed}.", code="method_not_allowed"
     )
-    return Response(status, [*headers, ("allow", allowed)], body)
+    return with_headers(refusal(error), ("allow", allowed))
 
 
 def answer_json(value: object, status: int = 200) -> Response:

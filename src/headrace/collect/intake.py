@@ -20,7 +20,7 @@ _NAME_LENGTH_MAX = 255
 _PERHAPS_NO_JSON = {"invalid_json", "invalid_utf8", "too_deep"}
 
 
-class Naming(NamedTuple):
+class Naming(msgspec.Struct, frozen=True, gc=False):
     """What a request says about all its records."""
 
     scope: str
@@ -70,30 +70,29 @@ class Intake:
     ) -> None:
         """Add every record to a batch, in order, those that are valid with their mark."""
         n = len(records.values)
+        into.values += records.values
+        into.received_at += [received_at] * n
+        into.headers += records.headers or [b""] * n
         marks = [self._validator.fingerprint] * n
         for one in dead:
             marks[one.position] = UNMARKED
-        into.values += records.values
-        into.headers += records.headers or [b""] * n
-        into.received_at += [received_at] * n
         into.marks += marks
-        into.ids += self._ids(records, naming)
-        into.keys += self._keys(records, naming)
+        is_named = self._id_picker or naming.request_name is not None or records.names
+        into.ids += self._ids(records, naming) if is_named else new_ids(self._clock, n)
+        is_keyed = self._key_picker or naming.key or records.keys
+        into.keys += self._keys(records, naming) if is_keyed else [None] * n
 
     def _ids(self, records: Records, naming: Naming) -> list[bytes]:
-        values = records.values
-        made = new_ids(self._clock, len(values))
-        if naming.request_name is None and records.names is None and not self.topic.id_field:
-            return made
-        ids = []
-        for i, value in enumerate(values):
+        made = new_ids(self._clock, len(records.values))
+        for i, value in enumerate(records.values):
             name = self._own_name(value)
             if name is None and records.names is not None:
                 name = records.names[i]
             if name is None and naming.request_name is not None:
                 name = _text(["idempotency-key", naming.request_name, i])
-            ids.append(client_id(naming.scope, self.topic.name, name) if name else made[i])
-        return ids
+            if name is not None:
+                made[i] = client_id(naming.scope, self.name, name)
+        return made
 
     def _own_name(self, value: bytes) -> str | None:
         chosen = _pick(self._id_picker, value)
@@ -101,8 +100,6 @@ class Intake:
 
     def _keys(self, records: Records, naming: Naming) -> list[bytes | None]:
         keys = list(records.keys or [None] * len(records.values))
-        if naming.key is None and not self.topic.key_field:
-            return keys
         for i, value in enumerate(records.values):
             if keys[i] is None:
                 keys[i] = naming.key
