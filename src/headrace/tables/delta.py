@@ -351,7 +351,7 @@ def _add(file: DataFile, now_ms: int, data_change: bool) -> Add:  # noqa: FBT001
         size=file.size_bytes,
         modification_time=now_ms,
         data_change=data_change,
-        stats=file.stats or None,
+        stats=file.stats or f'{{"numRecords":{file.rows}}}',
         tags=dict(file.tags) or None,
     )
 

@@ -54,8 +54,6 @@ def _young_rows(
 
 def _age(file: DataFile, column: str, before_us: int) -> _Age:
     stats = statistics.parse(file.stats)
-    if stats is None:
-        return "mixed"
     low, high = stats.min_values.get(column), stats.max_values.get(column)
     if low is not None and statistics.time_us(low) >= before_us:
         return "young"

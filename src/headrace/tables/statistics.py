@@ -37,10 +37,10 @@ _Bounds = tuple[Any, Any]
 class FileStatistics(msgspec.Struct, rename="camel"):
     """What `DataFile.stats` holds, as JSON."""
 
-    num_records: int
-    min_values: dict[str, Any]
-    max_values: dict[str, Any]
-    null_count: dict[str, int]
+    num_records: int = 0
+    min_values: dict[str, Any] = {}
+    max_values: dict[str, Any] = {}
+    null_count: dict[str, int] = {}
     footer_crc32: int | None = None
     """Ours, which other readers pass over: Parquet has checksums of pages, none of its footer."""
 
@@ -49,7 +49,7 @@ def statistics_json(
     metadata: pq.FileMetaData, schema: pa.Schema, *, unbounded: set[str], footer_crc32: int
 ) -> str:
     """Return the Delta statistics of a file; columns in `unbounded` (with NaN) get no bounds."""
-    result = FileStatistics(metadata.num_rows, {}, {}, {}, footer_crc32)
+    result = FileStatistics(metadata.num_rows, footer_crc32=footer_crc32)
     positions = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
     for field in schema:
         at = positions.get(field.name)
@@ -70,9 +70,9 @@ def statistics_json(
     return _ENCODER.encode(result).decode()
 
 
-def parse(stats: str) -> FileStatistics | None:
-    """Return what a file's statistics say; None if it has none."""
-    return msgspec.json.decode(stats, type=FileStatistics) if stats else None
+def parse(stats: str) -> FileStatistics:
+    """Return what a file's statistics say: nothing of a column, where they are silent."""
+    return msgspec.json.decode(stats or "{}", type=FileStatistics)
 
 
 def columns_with_nan(rows: pa.Table) -> set[str]:
