@@ -43,13 +43,14 @@ def check(
     """Return the plan of a pipeline, or every problem that it has, by file and line.
 
     `pipeline` is what `load` returned: problems are handed on. `sources` are the kinds of source
-    and their option classes (see `model/options.py`); a kind that is not there is a problem.
+    and their option classes (see `model/options.py`): a kind that is not there is a problem. None
+    leaves kinds and options to whoever opens the sources.
     """
     if not isinstance(pipeline, declared.Pipeline):
         return pipeline
     binder = Binder()
     try:
-        return _Check(pipeline, sources or {}, binder).result()
+        return _Check(pipeline, sources, binder).result()
     finally:
         binder.close()
 
@@ -65,7 +66,7 @@ class _Check:
     """One check of one pipeline."""
 
     def __init__(
-        self, pipeline: declared.Pipeline, sources: Mapping[str, type], binder: Binder
+        self, pipeline: declared.Pipeline, sources: Mapping[str, type] | None, binder: Binder
     ) -> None:
         self._pipeline = pipeline
         self._kinds = sources
@@ -387,16 +388,16 @@ class _Check:
         topic = self._topic_named(source.place, source.topic)
         if not _TOPIC.fullmatch(source.name):
             self._bad_name(source.place, "source", source.name)
-        if source.kind not in self._kinds:
+        if self._kinds is not None and source.kind not in self._kinds:
             self._faults.add(
                 source.place,
                 f"There is no source of kind {source.kind!r}",
                 hint=nearest(source.kind, self._kinds),
                 code="unknown_source_kind",
             )
-            return None
-        with self._faults.collect(source.place):
-            read_options(self._kinds[source.kind], source.options, f'source "{source.name}"')
+        elif self._kinds is not None:
+            with self._faults.collect(source.place):
+                read_options(self._kinds[source.kind], source.options, f'source "{source.name}"')
         if topic is None:
             return None
         return plans.Source(source.name, source.kind, topic.name, dict(source.options))
