@@ -273,7 +273,9 @@ class Writer:
         self._settle_rest()
         if not is_settled:
             self._unsettled.append(contents.number)
+        turns = self._head.turns
         self._open(number)
+        self._head.turns = turns
         self._wal_pages = 0
         return True
 
