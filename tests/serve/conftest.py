@@ -316,6 +316,17 @@ class Client:
         self.runner.close()
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A client of five sales that no test changes."""
+    world = World(tmp_path_factory.mktemp("shop") / "data")
+    hosts = ["a", "b", None, "a", "it's"]
+    world.epoch([world.sale(i, host) for i, host in enumerate(hosts)])
+    client = Client(world)
+    yield client
+    client.close()
+
+
 @pytest.fixture
 def client(world):
     client = Client(world)

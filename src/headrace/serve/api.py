@@ -72,6 +72,7 @@ def create_app(
     )
     app.router.redirect_slashes = False
     app.state.close = engine.close
+    app.state.readings = readings
     return app
 
 

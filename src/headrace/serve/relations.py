@@ -8,7 +8,7 @@ the name of the next commit, for a commit within the same tick of the file syste
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -70,6 +70,11 @@ class Relation:
     def rows(self) -> int:
         """Return how many rows the snapshot holds."""
         return 0 if self.snapshot is None else sum(f.rows for f in self.snapshot.files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how many bytes of files the snapshot has."""
+        return 0 if self.snapshot is None else sum(f.size_bytes for f in self.snapshot.files)
 
     @property
     def identity(self) -> tuple[str, int]:
@@ -149,14 +154,39 @@ class Catalog:
         self.snapshots = snapshots
         self._tables = {t.name: t for t in plan.tables}
         self._views = {v.name: v for v in plan.views}
+        self._made: dict[str, Relation] = {}
 
     def table(self, name: str) -> Relation:
         """Return a table; `unknown_table` if the plan has none of that name."""
         if name not in self._tables:
             raise unknown("table", name, self._tables)
+        return self._newest(f"tables/{name}", lambda snapshot: self._table(name, snapshot))
+
+    def view(self, name: str) -> Relation:
+        """Return a view; `unknown_view` if the plan has none of that name."""
+        if name not in self._views:
+            raise unknown("view", name, self._views)
+        return self._newest(f"views/{name}", lambda snapshot: self._view(name, snapshot))
+
+    def dead_letters(self) -> Relation:
+        """Return the dead letters, with their bytes also as text where they are text."""
+        return self._newest(DEAD_LETTERS, self._dead_letters)
+
+    def find(self, name: str) -> Relation:
+        """Return the table or view of that name."""
+        return self.table(name) if name in self._tables else self.view(name)
+
+    def _newest(self, storage: str, make: Callable[[Snapshot | None], Relation]) -> Relation:
+        """Return a relation over the newest snapshot, made once a snapshot."""
+        snapshot = self.snapshots.newest(storage)
+        made = self._made.get(storage)
+        if made is None or made.snapshot is not snapshot:
+            made = self._made[storage] = make(snapshot)
+        return made
+
+    def _table(self, name: str, snapshot: Snapshot | None) -> Relation:
         table = self._tables[name]
         storage = f"tables/{name}"
-        snapshot = self.snapshots.newest(storage)
         topics = tuple(dict.fromkeys(i.topic for i in table.inputs))
         columns = with_stored(table.columns, snapshot)
         held = {c.name for c in columns}
@@ -164,10 +194,7 @@ class Catalog:
         key = tuple(c for c in order if c in held) or tuple(c.name for c in columns)
         return Relation(name, storage, storage, topics, columns, key, snapshot)
 
-    def view(self, name: str) -> Relation:
-        """Return a view; `unknown_view` if the plan has none of that name."""
-        if name not in self._views:
-            raise unknown("view", name, self._views)
+    def _view(self, name: str, snapshot: Snapshot | None) -> Relation:
         view = self._views[name]
         storage = f"views/{name}"
         table = self._tables.get(view.table)
@@ -175,12 +202,9 @@ class Catalog:
         # What a view's own table holds beyond the plan's columns is of an older build of it.
         columns = view.columns
         key = view.key or tuple(c.name for c in columns)
-        snapshot = self.snapshots.newest(storage)
         return Relation(name, storage, f"tables/{view.table}", topics, columns, key, snapshot)
 
-    def dead_letters(self) -> Relation:
-        """Return the dead letters, with their bytes also as text where they are text."""
-        snapshot = self.snapshots.newest(DEAD_LETTERS)
+    def _dead_letters(self, snapshot: Snapshot | None) -> Relation:
         columns = with_stored(columns_of(DEAD_LETTER_SCHEMA), snapshot)
         topics = tuple(t.name for t in self.plan.topics)
         return Relation(
@@ -193,10 +217,6 @@ class Catalog:
             snapshot=snapshot,
             derived=((Column("text", "VARCHAR"), 'TRY(decode("value"))'),),
         )
-
-    def find(self, name: str) -> Relation:
-        """Return the table or view of that name."""
-        return self.table(name) if name in self._tables else self.view(name)
 
 
 def with_stored(columns: Sequence[Column], snapshot: Snapshot | None) -> tuple[Column, ...]:
