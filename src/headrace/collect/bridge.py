@@ -107,12 +107,17 @@ class Bridge:
     async def _to_file(self, held: bytearray, chunks: Any) -> Path:  # noqa: ANN401
         loop = asyncio.get_running_loop()
         file = await loop.run_in_executor(None, self._new_file)
-        with file:
-            path = Path(file.name)
-            loop.call_later(_SPOOL_KEPT_S + _ANSWER_TIMEOUT_S, _unlink(path))
-            file.write(held)
-            async for chunk in chunks:
-                await loop.run_in_executor(None, file.write, chunk)
+        path = Path(file.name)
+        remove = _unlink(path)
+        try:
+            with file:
+                file.write(held)
+                async for chunk in chunks:
+                    await loop.run_in_executor(None, file.write, chunk)
+        except BaseException:
+            remove()
+            raise
+        loop.call_later(_SPOOL_KEPT_S, remove)
         return path
 
     def _new_file(self) -> IO[bytes]:
