@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+import pyarrow as pa
 
 from headrace.app.pipeline_file import require_plan
 from headrace.log.embedded import EmbeddedLog
@@ -42,6 +43,7 @@ from headrace.process.owner import Owner
 from headrace.process.recover import recover
 from headrace.pull.records import Door
 from headrace.runner.local import LocalRunner
+from headrace.serve.formats import encode_record, records
 from headrace.stage.engine import Engine
 from headrace.tables.delta import DeltaTables
 
@@ -125,15 +127,19 @@ class PipelineKit:
 
         `dead_letters` has the records that could not become rows, with code and message.
         """
+        table = self.table(name)
+        rows = table.select(list(columns) or table.column_names).to_pylist()
+        return sorted(rows, key=_order)
+
+    def table(self, name: str) -> pa.Table:
+        """Settle, then return a table or view with all its columns, in no order."""
         self.settle()
         stored = (SYSTEM.get(name, ""), f"tables/{name}", f"views/{name}")
         snapshot = next((s for n in stored if n and (s := self._tables.snapshot(n))), None)
         if snapshot is None:
             known = sorted({t.name for t in self.plan.tables} | {v.name for v in self.plan.views})
             raise Invalid(f"There is no table or view {name}", hint=f"there are {', '.join(known)}")
-        table = self._tables.read(snapshot)
-        rows = table.select(list(columns) or table.column_names).to_pylist()
-        return sorted(rows, key=_order)
+        return self._tables.read(snapshot)
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -161,7 +167,7 @@ class Case(msgspec.Struct, forbid_unknown_fields=True):
     """A test of a pipeline, as JSON; see `docs/guide.md`."""
 
     expect: dict[str, list[dict[str, Any]]]
-    """Table or view → its rows in any order; columns that are not named do not count."""
+    """Table or view → its rows in any order, as HTTP shows them; columns not named do not count."""
     records: dict[str, list[msgspec.Raw]] = {}
     """Topic → records, all at once."""
     steps: list[Step] = []
@@ -191,7 +197,7 @@ def run_case(plan: Plan, case: Case) -> list[Mismatch]:
 
 def compare(name: str, expected: Sequence[Mapping[str, Any]], kit: PipelineKit) -> Mismatch | None:
     """Compare the rows of an output in the columns that each expected row names."""
-    left = [_plain(row) for row in kit.rows(name)]
+    left = [msgspec.json.decode(encode_record(row)) for row in records(kit.table(name))]
     missing = []
     for row in expected:
         match = next((r for r in left if _fits(r, row)), None)
@@ -208,18 +214,6 @@ def compare(name: str, expected: Sequence[Mapping[str, Any]], kit: PipelineKit) 
 
 def _fits(row: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
     return all(column in row and row[column] == value for column, value in expected.items())
-
-
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON holds it, so that it compares with a case's."""
-    values: dict[str, Any] = msgspec.json.decode(
-        msgspec.json.encode({k: _text(v) if isinstance(v, bytes) else v for k, v in row.items()})
-    )
-    return values
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "backslashreplace")
 
 
 def _order(row: Mapping[str, Any]) -> list[tuple[bool, str]]:

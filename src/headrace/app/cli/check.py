@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -13,9 +12,10 @@ from rich.text import Text
 from headrace.app.cli.options import data_option, json_option, pipeline_argument
 from headrace.app.cli.printing import console, print_json, print_rows
 from headrace.app.pipeline_file import compile_file, require_plan
+from headrace.define.explain import describe
 from headrace.model.clock import SystemClock
 from headrace.model.layout import Layout
-from headrace.model.plan import LEDGER, Plan, View
+from headrace.model.plan import LEDGER, Plan
 from headrace.model.tables import Tables
 from headrace.process.ledger import last_row
 from headrace.tables.delta import DeltaTables
@@ -57,37 +57,8 @@ def plan(pipeline: Path, layout: Layout, *, as_json: bool) -> None:
     if as_json:
         print_json({"plan": msgspec.to_builtins(compiled), "begins": begins})
         return
-    out = console()
-    out.print(f"pipeline {compiled.name}, fingerprint {compiled.fingerprint}\n")
-    _print(("topic", "partitions", "record", "fields"), [
-        (t.name, t.partitions, t.schema.name if t.schema else "any object",
-         len(t.schema.fields) if t.schema else 0) for t in compiled.topics])  # fmt: skip
-    _print(("route", "topic", "reply"), [
-        (r.path, r.topic, r.reply.strip()) for r in compiled.routes])  # fmt: skip
-    _print(("source", "kind", "topic"), [
-        (s.name, s.kind, s.topic) for s in compiled.sources])  # fmt: skip
-    _print(("table", "from", "columns", "begins"), [
-        (t.name, ", ".join(i.topic for i in t.inputs), len(t.columns), begins[f"tables/{t.name}"])
-        for t in compiled.tables])  # fmt: skip
-    _print(("view", "of", "key", "maintained as", "begins"), [
-        (v.name, v.table, ", ".join(v.key) or "one row", maintained(v), begins[f"views/{v.name}"])
-        for v in compiled.views])  # fmt: skip
-    _print(("query", "reads"), [(q.path, ", ".join(q.reads)) for q in compiled.queries])
-
-
-def maintained(view: View) -> str:
-    """Return in words what state a view keeps."""
-    words = {
-        "groups": "one row a group",
-        "items": "counts of values",
-        "smallest": "smallest hashes",
-    }
-    parts = ", ".join(f"{part.name}: {words[part.kind]}" for part in view.parts)
-    if view.window is None:
-        return parts
-    size_s, every_s = view.window.size_us / 1e6, view.window.every_us / 1e6
-    every = "" if size_s == every_s else f" every {every_s:g} s"
-    return f"{parts}; windows of {size_s:g} s{every} on {view.window.on}"
+    click.echo(describe(compiled))
+    print_rows(("output", "begins"), begins.items())
 
 
 def beginnings(compiled: Plan, layout: Layout) -> dict[str, str]:
@@ -142,9 +113,3 @@ def _summary(compiled: Plan) -> str:
         for noun, n in counted.items()
         if n
     )
-
-
-def _print(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        print_rows(columns, rows)
-        console().print()

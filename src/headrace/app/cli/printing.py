@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -64,7 +65,7 @@ def cell(value: object) -> str:
             return "true" if value else "false"
         case float():
             return f"{value:.12g}"
-        case str() | int():
+        case str() | int() | Decimal():
             return str(value)
         case datetime():
             return plain(value)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import click
 
 from headrace.app.cli.options import data_option, pipeline_argument
+from headrace.app.cli.printing import print_rows
+from headrace.app.demo import Demo
 from headrace.app.pipeline_file import require_plan
 from headrace.app.running import run_pipeline
 from headrace.app.supervisor import ROLES_IN_ORDER, Address
@@ -59,6 +62,25 @@ def run(
         say=_say,
         ready=lambda: _say(f"{plan.name} runs at http://{host}:{port}"),
     )
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True,
+              help="The port to listen on.")  # fmt: skip
+@click.option("--exit", "ends", is_flag=True, help="End once the counts agree.")
+def demo(port: int, *, ends: bool) -> None:
+    """Run the game pipeline in a temporary folder, send it events, and print the counts.
+
+    Status 0 if what was counted equals what was acknowledged.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
+        layout = Layout.at(Path(folder) / "data")
+        Demo(layout, SystemClock(), Address("127.0.0.1", port), _show).run(_say, ends=ends)
+
+
+def _show(counts: list[tuple[str, int, int]]) -> None:
+    total = ("all", sum(n for _, n, _ in counts), sum(n for *_, n in counts))
+    print_rows(("path", "acknowledged", "counted"), [*counts, total])
 
 
 def _say(line: str) -> None:

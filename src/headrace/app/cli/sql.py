@@ -12,11 +12,12 @@ import click
 import pyarrow as pa
 
 from headrace.app.cli.options import data_option, json_option
-from headrace.app.cli.printing import console, print_error, print_json, print_rows
+from headrace.app.cli.printing import console, print_error, print_rows
 from headrace.app.data_directory import require
 from headrace.model.clock import SystemClock
 from headrace.model.errors import HeadraceError
 from headrace.model.layout import Layout
+from headrace.serve.formats import encode_record, records
 from headrace.serve.owner import OwnerSql
 
 HISTORY = Path("~/.headrace_history")
@@ -49,9 +50,9 @@ def sql(query: str | None, layout: Layout, *, as_json: bool) -> None:
 
 def _show(rows: pa.Table, *, as_json: bool) -> None:
     if as_json:
-        print_json(rows.to_pylist())
+        click.echo(b"[" + b",".join(map(encode_record, records(rows))) + b"]")
         return
-    shown = rows.slice(0, ROWS_SHOWN).to_pylist()
+    shown = records(rows.slice(0, ROWS_SHOWN))
     print_rows(rows.column_names, [list(row.values()) for row in shown])
     if rows.num_rows > ROWS_SHOWN:
         console().print(f"{rows.num_rows - ROWS_SHOWN} more rows; --json prints all")

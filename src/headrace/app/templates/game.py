@@ -32,6 +32,11 @@ pipeline.route(
     reply="Joined guild!\n",
 )
 
+pipeline.view(
+    "events_by_type",
+    "SELECT event_type, guild, count(*) AS n FROM events GROUP BY event_type, guild",
+)
+
 pipeline.table(
     "purchases",
     """
