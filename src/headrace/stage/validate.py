@@ -36,6 +36,9 @@ DEPTH_MAX = 64
 NUMBER_DIGITS_MAX = 15
 """Significant digits of a decimal sent as a JSON number: what a double keeps of any of them."""
 
+_MESSAGE_LENGTH_MAX = 300
+"""A message quotes what was sent; its ends say what and where."""
+
 _INT64 = {"ge": -(2**63), "le": 2**63 - 1}
 _EPOCH_S = {"ge": -62_135_596_800, "le": 253_402_300_799}
 """0001-01-01 00:00:00 and 9999-12-31 23:59:59, in seconds since 1970."""
@@ -310,6 +313,8 @@ def _decimal_check(kind: Type, *, nullable: bool) -> _Check:
             return
         number = _finite_decimal(text, expected, path)
         _check_digits(number, kind, expected, path)
+        if text[0] != '"' and not text.lstrip("-").isdigit():
+            _check_double(number, kind, path)
         _check_limits(number, kind.limits, path)
 
     return check
@@ -330,14 +335,25 @@ def _finite_decimal(text: str, expected: str, path: str) -> Decimal:
             message = f"Expected {expected} in plain digits - at {path}"
             raise _invalid("invalid_record", message)
         return Decimal(digits)
-    number = Decimal(text)
-    if len(number.as_tuple().digits) > NUMBER_DIGITS_MAX and not text.lstrip("-").isdigit():
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise _invalid("invalid_record", f"Number out of range - at {path}") from None
+
+
+def _check_double(number: Decimal, kind: Type, path: str) -> None:
+    """Refuse a number that the decoder, which reads it as a double, would not keep exactly."""
+    what = ""
+    if len(number.as_tuple().digits) > NUMBER_DIGITS_MAX:
+        what = f"over {NUMBER_DIGITS_MAX} digits"
+    elif kind.precision == kind.scale and "e" in repr(float(number)):
+        what = "this size"  # DuckDB casts no text such as 1e-05 to DECIMAL(5, 5)
+    if what:
         raise Invalid(
-            f"A decimal of over {NUMBER_DIGITS_MAX} digits as a JSON number - at {path}",
+            f"A decimal of {what} as a JSON number - at {path}",
             hint='Send it as a string, such as "0.10", so that no digit is lost.',
             code="invalid_record",
         )
-    return number
 
 
 def _check_digits(number: Decimal, kind: Type, expected: str, path: str) -> None:
@@ -370,4 +386,6 @@ def _check_limits(number: Decimal, limits: dict[str, Any], path: str) -> None:
 
 
 def _invalid(code: str, message: str) -> Invalid:
+    if len(message) > _MESSAGE_LENGTH_MAX:
+        message = message[: _MESSAGE_LENGTH_MAX // 2] + "…" + message[-_MESSAGE_LENGTH_MAX // 2 :]
     return Invalid(message, hint=_HINTS[code], code=code)
