@@ -227,7 +227,7 @@ class _Check:
     # Tables
 
     def _own_table(self, topic: declared.Topic, rows: RowCompiler) -> None:
-        if topic.record is None or not topic.store:
+        if topic.record is None or not topic.store or topic.name in self._broken:
             return
         sql = f"SELECT * FROM {quoted(topic.name)}"
         self._table(declared.Table(topic.place, topic.name, {topic: sql}, None), rows)

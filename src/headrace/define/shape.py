@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import get_type_hints
@@ -60,10 +60,11 @@ def _fields(
         _check_class(record, outer)
         found = []
         hints = get_type_hints(record, include_extras=True)
-        for info in _inspected(record).fields:
+        infos = _inspected(record).fields
+        _check_names(record, place, infos, faults)
+        for info in infos:
             with faults.collect(place):
                 found.append(_Maker(record, outer, faults).field(info, hints[info.name]))
-        _check_names(record, place, found, faults)
         return tuple(found)
     return ()
 
@@ -101,14 +102,13 @@ def _check_class(record: type[Record], outer: tuple[type[Record], ...]) -> None:
 
 
 def _check_names(
-    record: type[Record], place: Place, fields: Iterable[Field], faults: Faults
+    record: type[Record], place: Place, infos: Sequence[inspect.Field], faults: Faults
 ) -> None:
-    known = list(fields)
-    if not known:
+    if not infos:
         faults.add(place, f"{record.__name__} has no fields", code="empty_record")
     for what, names in (
-        ("JSON names", [f.alias for f in known]),
-        ("column names", [f.name for f in known]),
+        ("JSON names", [f.encode_name for f in infos]),
+        ("column names", [f.name for f in infos]),
     ):
         seen: dict[str, str] = {}
         for name in names:
