@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from headrace.model.clock import Clock
-from headrace.model.errors import HeadraceError, Internal
+from headrace.model.errors import Corrupt, HeadraceError, Internal
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 from headrace.serve.dashboard import Dashboard, asset, dashboard_paths
@@ -45,8 +45,8 @@ def create_app(
     """Return the application that answers reads of a data directory.
 
     `data` reads its tables. `alone` says that no other role runs beside it here, so readiness
-    depends on none. The application's lifespan ends its threads; `app.state.close()` does so at
-    once, interrupting queries.
+    depends on none. The application's lifespan ends its threads; `app.state.engine` is there to
+    do so at once.
     """
     memory_bytes = min(MEMORY_BYTES_MAX, psutil.virtual_memory().total // MEMORY_SHARE)
     engine = Engine(os.cpu_count() or 1, memory_bytes)
@@ -71,7 +71,7 @@ def create_app(
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.close = engine.close
+    app.state.engine = engine
     app.state.readings = readings
     return app
 
@@ -116,7 +116,7 @@ async def _guarded(
         response = await handler(request)
     except HeadraceError as e:
         response = error_response(e)
-        if isinstance(e, Internal):
+        if isinstance(e, Internal | Corrupt):
             _log.exception("%s %s", request.method, path)
     except HTTPException as e:
         response = await on_http_exception(request, e)

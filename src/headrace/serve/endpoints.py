@@ -17,6 +17,7 @@ from headrace.model.errors import HeadraceError, Internal, Invalid
 from headrace.model.layout import Layout
 from headrace.model.plan import Query, QueryParameter
 from headrace.serve import formats, health
+from headrace.serve.answers import Answer, Answers
 from headrace.serve.arguments import WAIT_S_MAX, Arguments, query_value
 from headrace.serve.errors import error_body
 from headrace.serve.freshness import Freshness
@@ -94,6 +95,7 @@ class Endpoints:
         self._layout = layout
         self._clock = clock
         self._alone = alone
+        self._answers = Answers()
 
     async def tables(self, request: Request) -> Response:
         """List the tables."""
@@ -214,17 +216,21 @@ class Endpoints:
         bulk = wanted.format in formats.BULK
         limits = (BULK_LIMIT_MAX, BULK_LIMIT_MAX) if bulk else (LIMIT_DEFAULT, LIMIT_MAX)
 
-        def work(reading: Reading) -> tuple[bytes, str | None, Sequence[Freshness]]:
+        def make(reading: Reading) -> Answer:
             page = page_of(reading.relations[0], wanted.arguments, *limits)
             reading.session.prepare(reading.relations)
             rows, cursor = split(page, reading.session.select(page.sql, page.values))
-            body = formats.encode(rows, wanted.format, next_=cursor, paged=True)
-            return body, cursor, reading.fresh
+            return Answer(formats.encode(rows, wanted.format, next_=cursor, paged=True), cursor)
 
-        body, cursor, fresh = await self._readings.read(
-            find, work, wanted.at_least, wanted.timeout_s
-        )
-        return rows_response(body, wanted.format, fresh, _next_link(request, cursor))
+        def work(reading: Reading) -> tuple[Answer, Sequence[Freshness]]:
+            relation = reading.relations[0]
+            asked_for = tuple(wanted.arguments.items)
+            key = (relation.name, relation.identity, wanted.format, asked_for)
+            return self._answers.get(key, lambda: make(reading)), reading.fresh
+
+        answer, fresh = await self._readings.read(find, work, wanted.at_least, wanted.timeout_s)
+        link = _next_link(request, answer.cursor)
+        return rows_response(answer.body, wanted.format, fresh, link)
 
 
 class NamedQuery:

@@ -56,12 +56,7 @@ class OwnerSql:
         objects to.
         """
         self._check(sql)
-        try:
-            named = self._connection.get_table_names(sql, qualified=True)
-        except duckdb.Error as e:
-            raise _refusal(e) from e
-        for name in sorted(named):
-            self._make(name)
+        self._make_named(sql.lower())
         try:
             return with_distinct_names(self._connection.sql(sql).to_arrow_table())
         except duckdb.CatalogException as e:
@@ -89,31 +84,45 @@ class OwnerSql:
                 code="not_a_select",
             )
 
-    def _make(self, name: str) -> None:
-        """Make the relation that a query names readable; leave what we do not know to DuckDB."""
-        storage = self._storage(_unquoted(name))
-        if storage is None:
-            return
+    def _make_named(self, text: str) -> None:
+        """Make every relation readable whose name occurs in the text of a query.
+
+        More than the query reads may be made, which costs little; to look for names in what it
+        binds to would need them made before.
+        """
+        wanted = {
+            written: storage
+            for written, storage in self._written().items()
+            if _bare(storage) in text
+        }
+        for written in self._made.keys() - self._written().keys():
+            self._connection.execute(f"DROP VIEW {written}")
+            del self._made[written]
+        for written, storage in wanted.items():
+            self._make(written, storage)
+
+    def _written(self) -> dict[str, str]:
+        """Return every name as SQL → storage name; the pipeline's own come before others."""
+        stored = self._tables.names()
+        named = {f"main.{quoted(n)}": s for n, s in SYSTEM.items() if s in stored}
+        for storage in stored:
+            schema, _, name = storage.partition("/")
+            if schema in SCHEMAS:
+                named[f"{quoted(schema)}.{quoted(name)}"] = storage
+                named.setdefault(f"main.{quoted(name)}", storage)
+        return named
+
+    def _make(self, written: str, storage: str) -> None:
         snapshot = self._tables.snapshot(storage)
         if snapshot is None:
             return
         identity = (snapshot.table_id, snapshot.version)
-        if self._made.get(name) == identity:
+        if self._made.get(written) == identity:
             return
         columns = columns_of(snapshot.schema)
-        select = Relation(name, storage, storage, (), columns, (), snapshot).select()
-        self._connection.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
-        self._made[name] = identity
-
-    def _storage(self, parts: list[str]) -> str | None:
-        """Return the storage name of `schema.name` or a bare name, letter case aside."""
-        stored = {s.lower(): s for s in self._tables.names()}
-        if len(parts) > 1:
-            schema, name = parts[-2].lower(), parts[-1].lower()
-            return stored.get(f"{schema}/{name}") if schema in SCHEMAS else None
-        name = parts[-1].lower()
-        candidates = (SYSTEM.get(name, ""), *(f"{schema}/{name}" for schema in SCHEMAS))
-        return next((stored[c] for c in candidates if c in stored), None)
+        select = Relation(written, storage, storage, (), columns, (), snapshot).select()
+        self._connection.execute(f"CREATE OR REPLACE VIEW {written} AS {select}")
+        self._made[written] = identity
 
     def _unknown(self, error: duckdb.Error) -> HeadraceError:
         message = str(error).partition("\n")[0].removeprefix("Catalog Error: ")
@@ -139,15 +148,5 @@ def _plain(name: str) -> str:
     return name if simple else quoted(name)
 
 
-def _unquoted(name: str) -> list[str]:
-    """Return the parts of a name that DuckDB quoted where needed."""
-    parts: list[str] = [""]
-    inside = False
-    for sign in name.replace('""', "\0"):
-        if sign == '"':
-            inside = not inside
-        elif sign == "." and not inside:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return [p.replace("\0", '"') for p in parts]
+def _bare(storage: str) -> str:
+    return storage.rpartition("/")[2].lower()

@@ -8,6 +8,7 @@ gets here as SQL: statements come from the plan, values are bound.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Generic, Literal, TypeVar
 import duckdb
 import pyarrow as pa
 
-from headrace.model.errors import Closed, HeadraceError, Internal, Invalid, Unavailable
+from headrace.model.errors import Closed, Corrupt, HeadraceError, Internal, Invalid, Unavailable
 from headrace.serve.relations import Relation, quoted
 
 T = TypeVar("T")
@@ -34,6 +35,9 @@ HELD_BYTES_MAX = 1 << 20
 """Size of a relation's files up to which a thread keeps its rows in memory."""
 
 INTERRUPT_EVERY_S = 0.05
+
+_GONE = re.compile("No such file|No files found")
+_DAMAGED = re.compile("parquet|magic bytes", re.IGNORECASE)
 
 WAITING_MAX = 512
 """Requests that wait for a thread at once; more are told to come back."""
@@ -115,6 +119,8 @@ class Engine:
         self._running: set[Session] = set()
         self._waiting = 0
         self._closed = False
+        self.on_broken: Callable[[], None] = lambda: None
+        """Called, on any thread, once nothing can be queried any more."""
 
     @property
     def waiting(self) -> int:
@@ -178,6 +184,11 @@ class Engine:
             self._running.add(session)
         try:
             return task.run(session)
+        except HeadraceError as e:
+            if isinstance(e.__cause__, duckdb.FatalException):
+                # The database refuses everything from here on: a new process is the way out.
+                self.on_broken()
+            raise
         finally:
             with self._idle:
                 self._running.discard(session)
@@ -218,9 +229,15 @@ def failure(error: duckdb.Error) -> HeadraceError:
         return timed_out()
     if isinstance(error, duckdb.OutOfMemoryException):
         return Unavailable("The query needs more memory than it may have", code="query_memory")
-    if isinstance(error, duckdb.IOException):
+    if isinstance(error, duckdb.IOException) and _GONE.search(message):
         return Unavailable("A file of the table is not there now", code="file_gone")
-    if isinstance(error, duckdb.DataError):
+    invalid = isinstance(error, duckdb.InvalidInputException)
+    if isinstance(error, duckdb.IOException) or (invalid and _DAMAGED.search(message)):
+        return Corrupt(
+            "A file of the table cannot be read",
+            hint="The server's log says which; restore it from a backup.",
+        )
+    if invalid or isinstance(error, duckdb.DataError):
         return Invalid(f"The query failed on its values: {message}", code="invalid_value")
     return Internal(f"The query failed: {message}", code="query_failed")
 

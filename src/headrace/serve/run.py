@@ -20,6 +20,7 @@ from headrace.model.errors import Unavailable
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 from headrace.serve.api import create_app
+from headrace.serve.query import Engine
 from headrace.tables.delta import DeltaTables
 
 GRACE_S = 1.0
@@ -71,9 +72,9 @@ async def _serve(
     try:
         await _until_listening(serving, socket, host, port)
         ready()
-        await _until_set(stop, serving)
+        await _until_set(stop, serving, app.state.engine)
         if not stop.is_set():
-            raise Unavailable("The reading side's server ended by itself")
+            raise Unavailable("The reading side's server or its query engine broke down")
     finally:
         await _end(server, serving, app)
 
@@ -138,17 +139,21 @@ async def _until_listening(
                 return
 
 
-async def _until_set(stop: threading.Event, serving: asyncio.Task[None]) -> None:
-    """Return once `stop` is set or the server has ended; costs nothing meanwhile."""
+async def _until_set(stop: threading.Event, serving: asyncio.Task[None], engine: Engine) -> None:
+    """Return once `stop` is set or something has broken; costs nothing meanwhile."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
-    def wait() -> None:
-        stop.wait()
+    def wake() -> None:
         # The loop is closed if the server has ended by itself.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(stopped.set)
 
+    def wait() -> None:
+        stop.wait()
+        wake()
+
+    engine.on_broken = wake
     threading.Thread(target=wait, name="stop", daemon=True).start()
     waiting = asyncio.create_task(stopped.wait())
     await asyncio.wait({waiting, serving}, return_when=asyncio.FIRST_COMPLETED)
@@ -159,7 +164,7 @@ async def _end(server: Server, serving: asyncio.Task[None], app: Starlette) -> N
     """End the server: answers under way get a moment, then their queries are interrupted."""
     server.stop()
     await asyncio.wait({serving}, timeout=GRACE_S)
-    await asyncio.to_thread(app.state.close)
+    await asyncio.to_thread(app.state.engine.close)
     done, _ = await asyncio.wait({serving}, timeout=STOP_S_MAX)
     if not done:
         _log.warning("Some answers were cut off")

@@ -1,0 +1,181 @@
+"""The dashboard, the documentation and the OpenAPI document they come from."""
+
+import re
+from html.parser import HTMLParser
+
+import msgspec
+import pytest
+
+from headrace.model.plan import Plan, Query, Route
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.texts = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+
+def policy(answer):
+    return answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("path", ["/", "/_/", "/docs"])
+def test_pages_need_no_other_host_and_no_inline_script(shop, path):
+    answer = shop.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in policy(answer)
+    assert "unsafe" not in policy(answer)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    page = Page(answer.text)
+    for tag, attributes in page.tags:
+        assert not [a for a in attributes if a.startswith("on") or a == "style"], tag
+        for name in ("src", "href"):
+            assert attributes.get(name, "/").startswith("/"), tag
+    scripts = [a for tag, a in page.tags if tag == "script"]
+    assert all("src" in a for a in scripts)
+    for wanted in [a["src"] for a in scripts] + ["/_/style.css"]:
+        assert shop.get(wanted).status_code == 200
+
+
+def test_the_style_knows_the_dark_and_the_narrow(shop):
+    style = shop.get("/_/style.css").text
+    assert "color-scheme: light dark" in style
+    assert "overflow-x: auto" in style
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in Page(
+        shop.get("/").text
+    ).tags
+
+
+def test_the_dashboard_shows_what_there_is(client, world):
+    assert "nothing committed yet" in client.get("/").text
+    world.epoch([world.sale(0), world.sale(1)], [world.letter(1)], offsets={"events/0": 2_000})
+    world.publish([{"host": "a", "sales": 2, "sum": 0.5}], 1)
+    texts = Page(client.get("/").text).texts
+    for expected in ("shop", "events", "2000", "sales", "by_host", "1 dead letters", "a"):
+        assert expected in texts
+    assert any(t.startswith("Epoch 1, committed") for t in texts)
+
+
+def test_what_comes_from_outside_stays_text(client, world):
+    world.epoch([world.sale(0)])
+    evil = '<script>alert(1)</script><img src=x onerror="alert(1)">' + "a" * 1000
+    world.publish([{"host": evil, "sales": 1, "sum": 0.5}], 1)
+    page = Page(client.get("/").text)
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert [a for tag, a in page.tags if tag == "script"] == [
+        {"src": "/_/dashboard.js", "defer": None}
+    ]
+    assert evil[:200] + "…" in page.texts
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan("own", routes=(Route("/", "events", {}, "Hello\n"),)),
+        Plan("own", queries=(Query("/", "SELECT 1 AS one", (), ()),)),
+    ],
+)
+def test_the_dashboard_makes_way_for_a_pipelines_own_root(make_client, plan):
+    client = make_client(plan)
+    assert "Epoch" in client.get("/_/").text
+    assert "Epoch" not in client.get("/").text
+    described = client.get("/openapi.json").json()["paths"]
+    assert described["/_/"]["get"]["summary"] == "The dashboard"
+    assert described["/"]["get"]["summary"] != "The dashboard"
+
+
+def test_openapi_has_every_path_and_every_parameter(shop):
+    described = shop.get("/openapi.json").json()
+    assert described["openapi"] == "3.1.0"
+    paths = described["paths"]
+    assert set(paths) == {
+        "/buy/{what}",
+        "/v1/topics",
+        "/v1/topics/events",
+        "/v1/topics/events/records",
+        "/v1/topics/other",
+        "/v1/topics/other/records",
+        "/v1/tables",
+        "/v1/tables/sales",
+        "/v1/tables/unborn",
+        "/v1/views",
+        "/v1/views/by_host",
+        "/count",
+        "/echo",
+        "/cast",
+        "/endless",
+        "/large",
+        "/twice",
+        "/v1/dead-letters",
+        "/v1/dead-letters/{letter}",
+        "/openapi.json",
+        "/docs",
+        "/",
+        "/_/",
+        "/healthz",
+        "/ready",
+        "/metrics",
+    }
+    record = paths["/v1/topics/events"]["post"]["requestBody"]["content"]["application/json"]
+    event = record["schema"]["anyOf"][0]
+    assert event["properties"]["Host"] == {"type": "string", "minLength": 1}
+    assert event["properties"]["n"]["anyOf"][1] == {"type": "null"}
+    assert event["required"] == ["Host", "tags"]
+    by = next(p for p in paths["/count"]["get"]["parameters"] if p["name"] == "by")
+    assert by["schema"] == {"type": "string", "enum": ["host", "paid"]}
+    assert by["required"] is True
+    assert [p["name"] for p in paths["/buy/{what}"]["get"]["parameters"]] == ["what"]
+
+
+def test_every_described_path_of_this_side_is_answered(shop):
+    for path, operations in shop.get("/openapi.json").json()["paths"].items():
+        if path.startswith(("/buy", "/v1/topics", "/endless", "/large")):
+            continue
+        answer = shop.ask(path.replace("{letter}", "none"))
+        assert answer.status_code in {200, 400, 404}, path
+        if answer.status_code == 404:
+            assert answer.json()["error"]["code"] == "unknown_letter"
+        assert "default" in operations["get"]["responses"]
+
+
+def test_rows_are_as_they_are_described(shop):
+    properties = shop.get("/openapi.json").json()["paths"]["/v1/tables/sales"]["get"]["responses"][
+        "200"
+    ]["content"]["application/json"]["schema"]["properties"]["rows"]["items"]["properties"]
+    kinds = {
+        "string": str,
+        "integer": int,
+        "number": float,
+        "boolean": bool,
+        "array": list,
+        "object": dict,
+        "null": type(None),
+    }
+    for row in shop.rows("/v1/tables/sales"):
+        assert set(row) == set(properties)
+        for name, value in row.items():
+            allowed = tuple(kinds[t] for t in properties[name]["type"])
+            assert isinstance(value, allowed), name
+
+
+def test_every_reference_in_openapi_leads_somewhere(shop):
+    text = shop.get("/openapi.json").text
+    schemas = msgspec.json.decode(text)["components"]["schemas"]
+    assert set(re.findall(r"#/components/schemas/(\w+)", text)) == set(schemas)
+
+
+def test_the_documentation_names_every_path(shop):
+    text = "".join(Page(shop.get("/docs").text).texts)
+    for path in shop.get("/openapi.json").json()["paths"]:
+        assert path in text
