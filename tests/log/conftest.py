@@ -67,6 +67,11 @@ def place(request, tmp_path):
 
 
 @pytest.fixture
+def roomy(tmp_path):
+    return EmbeddedPlace(tmp_path)
+
+
+@pytest.fixture
 def tiny(tmp_path):
     """A place whose log seals a segment every few appends."""
     return EmbeddedPlace(tmp_path, TINY_SEGMENT_BYTES)

@@ -13,7 +13,7 @@ from typing import Any
 
 from headrace.log import row
 from headrace.log.partitioner import split
-from headrace.log.segment import Contents
+from headrace.log.segment import PUT_STATE, Contents, state_row
 from headrace.model.batch import Batch, encode
 from headrace.model.errors import Fenced, HeadraceError, Internal, Invalid
 from headrace.model.log import Appended, Done, StateEntry
@@ -183,4 +183,4 @@ def unknown_topic(topic: str) -> Invalid:
 def _state_statement(key: str, entry: StateEntry | None) -> Statement:
     if entry is None:
         return "DELETE FROM state WHERE key = ?", (key,)
-    return "INSERT OR REPLACE INTO state VALUES (?,?,?)", (key, entry.value, entry.revision)
+    return PUT_STATE, state_row(entry)

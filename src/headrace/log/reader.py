@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.log.connections import Connections
 from headrace.log.row import Row, unpack
-from headrace.log.segment import end_of, load_firsts, query
+from headrace.log.segment import end_of, load_firsts, query, state_of, topic_of
 from headrace.model.batch import decode
 from headrace.model.errors import Corrupt, Invalid, Unavailable
 from headrace.model.log import StateEntry, TopicInfo
@@ -58,8 +58,8 @@ class EmbeddedLogReader:
 
     def describe(self) -> dict[str, TopicInfo]:
         """See `LogReader`."""
-        found = self._query_newest("SELECT name, incarnation, partitions FROM topics")
-        return {row[0]: TopicInfo(*row) for row in found}
+        found = [topic_of(row) for row in self._query_newest("SELECT * FROM topics")]
+        return {info.name: info for _, info in found}
 
     def ends(self, topic: str) -> list[int]:
         """See `LogReader`."""
@@ -72,12 +72,12 @@ class EmbeddedLogReader:
     def get(self, key: str) -> StateEntry | None:
         """See `LogReader`."""
         found = self._query_newest("SELECT * FROM state WHERE key = ?", (key,))
-        return StateEntry(*found[0]) if found else None
+        return state_of(found[0]) if found else None
 
     def scan(self, prefix: str) -> list[StateEntry]:
         """See `LogReader`."""
         found = self._query_newest("SELECT * FROM state WHERE key >= ? ORDER BY key", (prefix,))
-        return [StateEntry(*row) for row in found if row[0].startswith(prefix)]
+        return [state_of(row) for row in found if row[0].startswith(prefix)]
 
     def size_between(self, topic: str, partition: int, start: int, end: int) -> int:
         """See `LogReader`; a batch at an edge counts by its share, trimmed records not at all."""
@@ -127,17 +127,15 @@ class EmbeddedLogReader:
         return self._retried(act)
 
     def _streams(self, topic: str) -> list[_Stream]:
-        found = self._query_newest(
-            "SELECT id, incarnation, partitions FROM topics WHERE name = ?", (topic,)
-        )
+        found = self._query_newest("SELECT * FROM topics WHERE name = ?", (topic,))
         if not found:
             raise Invalid(
                 f"There is no topic {topic}",
                 hint="topics are created when the pipeline that declares them runs",
                 code="unknown_topic",
             )
-        ((id_, incarnation, partitions),) = found
-        return [_Stream(topic, incarnation, id_, p) for p in range(partitions)]
+        id_, info = topic_of(found[0])
+        return [_Stream(topic, info.incarnation, id_, p) for p in range(info.partitions)]
 
     def _stream(self, topic: str, partition: int) -> _Stream:
         streams = self._streams(topic)

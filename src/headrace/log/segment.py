@@ -22,6 +22,7 @@ import os
 import re
 import sys
 import uuid
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 
 from headrace.model.errors import Corrupt, HeadraceError, Invalid, Unavailable
 from headrace.model.failpoint import failpoint
@@ -48,7 +50,7 @@ CREATE TABLE segment (
     closed INTEGER NOT NULL, next_topic INTEGER NOT NULL, revision INTEGER NOT NULL);
 CREATE TABLE topics (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, incarnation TEXT NOT NULL,
-    partitions INTEGER NOT NULL);
+    partitions INTEGER NOT NULL, crc32 INTEGER NOT NULL);
 CREATE TABLE firsts (
     topic INTEGER NOT NULL, partition INTEGER NOT NULL, first_offset INTEGER NOT NULL,
     PRIMARY KEY (topic, partition)) WITHOUT ROWID;
@@ -58,8 +60,13 @@ CREATE TABLE batches (
     raw_bytes INTEGER NOT NULL, codec INTEGER NOT NULL, crc32 INTEGER NOT NULL, blob BLOB NOT NULL,
     PRIMARY KEY (topic, partition, base_offset)) WITHOUT ROWID;
 CREATE TABLE state (
-    key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
+    key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL) WITHOUT ROWID;
 """
+
+
+INSERT_TOPIC = "INSERT INTO topics VALUES (?,?,?,?,?)"
+PUT_STATE = "INSERT OR REPLACE INTO state VALUES (?,?,?,?)"
 
 
 @dataclass(slots=True)
@@ -202,17 +209,13 @@ def _fill(connection: apsw.Connection, contents: Contents) -> None:
         (FORMAT, contents.number, contents.opened_at_us, contents.next_topic, contents.revision),
     )
     connection.executemany(
-        "INSERT INTO topics VALUES (?,?,?,?)",
-        [(id_, t.name, t.incarnation, t.partitions) for id_, t in contents.topics.items()],
+        INSERT_TOPIC, [topic_row(id_, info) for id_, info in contents.topics.items()]
     )
     connection.executemany(
         "INSERT INTO firsts VALUES (?,?,?)",
         [(topic, partition, first) for (topic, partition), first in contents.firsts.items()],
     )
-    connection.executemany(
-        "INSERT INTO state VALUES (?,?,?)",
-        [(e.key, e.value, e.revision) for e in contents.state.values()],
-    )
+    connection.executemany(PUT_STATE, [state_row(entry) for entry in contents.state.values()])
 
 
 def _sync_file(path: Path) -> None:
@@ -233,10 +236,46 @@ def load_contents(connection: apsw.Connection) -> Contents:
         opened_at_us,
         next_topic,
         revision,
-        {id_: TopicInfo(*rest) for id_, *rest in query(connection, "SELECT * FROM topics")},
+        dict(topic_of(row) for row in query(connection, "SELECT * FROM topics")),
         load_firsts(connection),
-        {key: StateEntry(key, *rest) for key, *rest in query(connection, "SELECT * FROM state")},
+        {row[0]: state_of(row) for row in query(connection, "SELECT * FROM state")},
     )
+
+
+def topic_row(id_: int, info: TopicInfo) -> tuple[Any, ...]:
+    """Return a row of `topics`."""
+    return _with_checksum((id_, info.name, info.incarnation, info.partitions))
+
+
+def topic_of(row: tuple[Any, ...]) -> tuple[int, TopicInfo]:
+    """Return the number and the topic of a row, or raise `Corrupt` if any bit has changed."""
+    id_, *info = _checked(row)
+    return id_, TopicInfo(*info)
+
+
+def state_row(entry: StateEntry) -> tuple[Any, ...]:
+    """Return a row of `state`."""
+    return _with_checksum((entry.key, entry.value, entry.revision))
+
+
+def state_of(row: tuple[Any, ...]) -> StateEntry:
+    """Return the entry of a row, or raise `Corrupt` if any bit has changed."""
+    return StateEntry(*_checked(row))
+
+
+def _with_checksum(columns: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*columns, zlib.crc32(msgspec.msgpack.encode(columns)))
+
+
+def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    columns = row[:-1]
+    if _with_checksum(columns) != row:
+        raise Corrupt(
+            f"What the log keeps of {columns[0]} fails its checksum",
+            hint="the disk changed stored bytes; restore the data directory from a backup",
+            code="log_segment_damaged",
+        )
+    return columns
 
 
 def load_firsts(connection: apsw.Connection) -> dict[tuple[int, int], int]:

@@ -196,7 +196,7 @@ class Writer:
         info = TopicInfo(topic, segments.new_incarnation(self._clock.new_id()), partitions)
         keys = [(id_, partition) for partition in range(partitions)]
         statements: list[Statement] = [
-            ("INSERT INTO topics VALUES (?,?,?,?)", (id_, topic, info.incarnation, partitions)),
+            (segments.INSERT_TOPIC, segments.topic_row(id_, info)),
             ("UPDATE segment SET next_topic = ?", (id_ + 1,)),
         ]
         statements += [("INSERT INTO firsts VALUES (?,?,0)", key) for key in keys]
