@@ -116,14 +116,15 @@ def test_we_sync_every_file_and_every_folder(tmp_path):
     data = tmp_path / "data"
     synced = traced(tmp_path, sys.executable, str(HERE / "table_writer.py"), str(data), "10")
     left = [p for p in data.rglob("*") if ".tmp" not in p.parts]
-    # A commit is synced under its temporary name, before it is linked to its own.
-    commits = {p for p in left if p.suffix == ".json"}
-    unsynced = {str(p) for p in left if p not in commits} - set(synced)
+    # What is in the log is synced under a temporary name, before it has its own.
+    log = {p for p in left if p.parent.name == "_delta_log"}
+    unsynced = {str(p) for p in left if p not in log} - set(synced)
     assert unsynced == set()
     assert {str(tmp_path), str(data)} <= set(synced)
     temporary = {p for p in synced if ".tmp/" in p}
-    last = max(int(p.stem) for p in commits)
-    assert len(temporary) == last + 1
+    commits = max(int(p.stem) for p in log if p.suffix == ".json") + 1
+    assert len(temporary) == commits + len(["checkpoint", "_last_checkpoint"])
+    assert any("checkpoint.parquet" in p.name for p in log)
 
 
 # --- the fence
@@ -164,6 +165,27 @@ def test_an_owner_that_slept_through_log_cleanup_is_fenced(tmp_path):
         zombie.commit([tables.stage(NAME, rows(99))])
     assert count(owner.snapshot.root) == 4
     assert tables.snapshot(NAME).version == 4
+
+
+def test_a_pointer_moved_back_by_a_stalled_owner_misleads_nobody(tmp_path):
+    # Stopped between its checkpoint and the pointer to it, it may go on after log clean-up.
+    tables = DeltaTables(tmp_path, SystemClock())
+    zombie = tables.create(NAME, SCHEMA)
+    zombie.checkpoint(3600)
+    pointer = Path(zombie.snapshot.root) / "_delta_log" / "_last_checkpoint"
+    written_late = pointer.read_bytes()
+    owner = tables.open(NAME)
+    for n in range(4):
+        owner.commit([tables.stage(NAME, rows(n))])
+    owner.checkpoint(0)
+    pointer.write_bytes(written_late)
+    with pytest.raises(Fenced):
+        zombie.commit([tables.stage(NAME, rows(99))])
+    assert tables.snapshot(NAME) == tables.open(NAME).snapshot
+    assert tables.open(NAME).snapshot.version == 4
+    assert count(owner.snapshot.root) == 4
+    owner.commit([tables.stage(NAME, rows(4))])
+    assert count(owner.snapshot.root) == 5
 
 
 def test_files_of_others_in_the_log_do_not_slow_or_confuse(tmp_path):

@@ -1,46 +1,158 @@
-"""Checkpoints by `deltalake`, made durable by us, and only then the clean-up of the log.
+"""Checkpoints, and only after them the clean-up of the log.
 
-`deltalake` syncs nothing to a local disk. A power cut after its checkpoint and before our sync can
-leave one that cannot be read; the commits are still there then, and start-up repair removes it.
+A checkpoint says in one Parquet file what all commits up to a version say together, so that readers
+need not read these. We write it from what the owner holds in memory, durable before it has its
+name. `deltalake` can write one too, but reads the log again for it while commits wait, and syncs
+nothing, so that a power cut can leave a checkpoint that stops every reader. Source
+of the columns: Delta protocol, "Checkpoint Schema".
 """
 
 from __future__ import annotations
 
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
+from collections.abc import Mapping
 
-from headrace.model.errors import Unavailable
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from headrace.model.failpoint import failpoint
-from headrace.tables import log_entries, log_state
+from headrace.model.tables import Snapshot
+from headrace.tables import log_entries, log_state, parquet
+from headrace.tables.log_entries import LastCheckpoint, MetaData
+from headrace.tables.schema import to_delta
 from headrace.tables.storage import Storage
 
+_WORDS = pa.map_(pa.string(), pa.string())
 
-def write(storage: Storage, name: str, version: int) -> None:
+
+def _must(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+_SCHEMA = pa.schema(
+    [
+        (
+            "txn",
+            pa.struct(
+                [
+                    _must("appId", pa.string()),
+                    _must("version", pa.int64()),
+                    ("lastUpdated", pa.int64()),
+                ]
+            ),
+        ),
+        (
+            "add",
+            pa.struct(
+                [
+                    _must("path", pa.string()),
+                    _must("partitionValues", _WORDS),
+                    _must("size", pa.int64()),
+                    _must("modificationTime", pa.int64()),
+                    _must("dataChange", pa.bool_()),
+                    ("stats", pa.string()),
+                    ("tags", _WORDS),
+                ]
+            ),
+        ),
+        (
+            "remove",
+            pa.struct(
+                [
+                    _must("path", pa.string()),
+                    ("deletionTimestamp", pa.int64()),
+                    _must("dataChange", pa.bool_()),
+                ]
+            ),
+        ),
+        (
+            "metaData",
+            pa.struct(
+                [
+                    _must("id", pa.string()),
+                    ("name", pa.string()),
+                    ("description", pa.string()),
+                    _must(
+                        "format",
+                        pa.struct([_must("provider", pa.string()), _must("options", _WORDS)]),
+                    ),
+                    _must("schemaString", pa.string()),
+                    _must("partitionColumns", pa.list_(pa.string())),
+                    _must("configuration", _WORDS),
+                    ("createdTime", pa.int64()),
+                ]
+            ),
+        ),
+        (
+            "protocol",
+            pa.struct(
+                [_must("minReaderVersion", pa.int32()), _must("minWriterVersion", pa.int32())]
+            ),
+        ),
+    ]
+)
+
+
+def write(
+    storage: Storage, snapshot: Snapshot, meta_data: MetaData, removed: Mapping[str, int]
+) -> None:
     """Checkpoint a version that has been committed, unless that was done before.
 
+    `removed` has files taken out not long ago, and when, in microseconds.
+
     The order of effects:
-    1. `deltalake` writes the checkpoint and `_last_checkpoint`;
-    2. sync the newest checkpoint, then `_last_checkpoint`; also if it was there before, for whoever
-       wrote it may have been killed between 1 and 2.
+    1. write the checkpoint, durable before it has its name;
+    2. let `_last_checkpoint` name it.
     """
+    name, version = snapshot.name, snapshot.version
     newest = log_state.last_checkpoint(storage, name)
-    if newest is None or newest < version:
-        _make(storage.uri(name), version)  # 1
-        newest = version
+    if newest is not None and newest >= version:
+        return
+    lines = _lines(snapshot, meta_data, removed)
+    sink = pa.BufferOutputStream()
+    rows = pa.Table.from_pylist(lines, schema=_SCHEMA)
+    pq.write_table(rows, sink, compression="zstd", store_schema=False)
+    data = sink.getvalue().to_pybytes()
+    storage.put(log_entries.checkpoint_path(name, version), data)  # 1
     failpoint("checkpoint.1")
-    storage.sync(log_entries.checkpoint_path(name, newest))  # 2
-    storage.sync(log_entries.last_checkpoint_path(name))
+    words = LastCheckpoint(
+        version=version,
+        size=len(lines),
+        size_in_bytes=len(data),
+        num_of_add_files=len(snapshot.files),
+    )
+    storage.put(log_entries.last_checkpoint_path(name), msgspec.json.encode(words))  # 2
     failpoint("checkpoint.2")
 
 
-def _make(uri: str, version: int) -> None:
-    try:
-        DeltaTable(uri, version=version).create_checkpoint()
-    except (DeltaError, OSError) as e:
-        raise Unavailable(
-            f"No checkpoint of {uri} could be written: {e}",
-            hint="Look for room on the disk; the table itself is untouched",
-        ) from e
+def _lines(
+    snapshot: Snapshot, meta_data: MetaData, removed: Mapping[str, int]
+) -> list[dict[str, object]]:
+    described = msgspec.structs.replace(meta_data, schema_string=to_delta(snapshot.schema))
+    protocol = log_entries.Protocol(log_entries.READER_VERSION, log_entries.WRITER_VERSION)
+    return [
+        {"protocol": msgspec.to_builtins(protocol)},
+        {"metaData": msgspec.to_builtins(described)},
+        *({"txn": {"appId": app, "version": n}} for app, n in snapshot.txns.items()),
+        *(
+            {"remove": {"path": p, "deletionTimestamp": us // 1000, "dataChange": False}}
+            for p, us in removed.items()
+        ),
+        *(
+            {
+                "add": {
+                    "path": f.path,
+                    "partitionValues": {},
+                    "size": f.size_bytes,
+                    "modificationTime": (parquet.made_at_us(f.path) or 0) // 1000,
+                    "dataChange": False,
+                    "stats": f.stats,
+                    "tags": f.tags or None,
+                }
+            }
+            for f in snapshot.files
+        ),
+    ]
 
 
 def clean_log(storage: Storage, name: str, *, before_ms: int) -> int:

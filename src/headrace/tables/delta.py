@@ -2,7 +2,7 @@
 
 We write commits ourselves: Delta's commit is the exclusive creation of exactly version v+1 over the
 version v that was read, and that creation (`Storage.put_new`) is the fence, the atom and the
-durability in one. `deltalake` makes checkpoints, and proves in tests that others can read all this.
+durability in one. That others can read all this is proved in tests.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ from headrace.tables.storage import TEMPORARY, LocalStorage, Storage
 
 _ENGINE = f"Headrace/{importlib.metadata.version('headrace')}"
 
+DELETED_FILE_RETENTION_S = 3600
+"""How long checkpoints go on listing files that were taken out.
+
+Delta's default, a week, would make those of a view that is published often thousands of times
+larger than its files.
+"""
+
 _CONFIGURATION: dict[str, str | None] = {
-    # How long checkpoints go on listing files that were taken out. The default, a week, would
-    # make those of a view that is published often thousands of times larger than its files.
-    "delta.deletedFileRetentionDuration": "interval 1 hours",
+    "delta.deletedFileRetentionDuration": f"interval {DELETED_FILE_RETENTION_S} seconds",
 }
 
 
@@ -107,11 +112,20 @@ class OwnedTable:
 
     def checkpoint(self, keep_log_s: float) -> None:
         """See `Table`. It may run beside a commit of the same owner."""
-        now_us, version = self._clock.now_us(), self._snapshot.version
-        checkpoint.write(self._storage, self._state.name, version)
-        checkpoint.clean_log(
-            self._storage, self._state.name, before_ms=(now_us - round(keep_log_s * 1e6)) // 1000
-        )
+        state, snapshot, now_us = self._state, self._snapshot, self._clock.now_us()
+        since_us = now_us - DELETED_FILE_RETENTION_S * 1_000_000
+        # The state may be ahead of the snapshot by a commit under way.
+        live = {f.path for f in snapshot.files}
+        removed = {
+            path: gone_us
+            for path, (gone_in, gone_us) in list(state.removed.items())
+            if gone_in <= snapshot.version and gone_us >= since_us and path not in live
+        }
+        if state.meta_data is None:
+            raise Internal(f"{state.name} is open without a schema")
+        checkpoint.write(self._storage, snapshot, state.meta_data, removed)
+        before_ms = (now_us - round(keep_log_s * 1e6)) // 1000
+        checkpoint.clean_log(self._storage, state.name, before_ms=before_ms)
 
     def clean(self, older_than_us: int, keep_version: int) -> int:
         """See `Table`."""
@@ -312,13 +326,17 @@ def put_commit(storage: Storage, name: str, version: int, entries: Sequence[Entr
 
     The order of effects:
     1. create the version exclusively and durably;
-    2. look whether the log was cleaned past it: then the name was free because another owner had
-       made it, checkpointed it and cleaned it away, and readers never look there.
+    2. look whether the version below is still there. Log clean-up removes the lowest first and
+       never the newest, so if it is not, the name was free because another owner had made it,
+       checkpointed it and cleaned it away, and readers never look there.
     """
     path = log_entries.commit_path(name, version)
     storage.put_new(path, log_entries.encode(entries), new_folder=version == 0)  # 1
-    newest = log_state.last_checkpoint(storage, name)  # 2
-    if newest is not None and newest >= version:
+    if version:  # 2
+        stands = storage.exists(log_entries.commit_path(name, version - 1))
+    else:
+        stands = not storage.exists(log_entries.last_checkpoint_path(name))
+    if not stands:
         raise Fenced(
             f"Another owner has taken {name} past version {version}",
             hint="Stop this process: its work from here on would be lost",

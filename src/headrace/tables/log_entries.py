@@ -107,8 +107,9 @@ class LastCheckpoint(_Line):
     """What the file `_last_checkpoint` says."""
 
     version: int
-    size: int = 0
-    parts: int | None = None
+    size: int
+    size_in_bytes: int | None = None
+    num_of_add_files: int | None = None
 
 
 def commit_path(table: str, version: int) -> str:

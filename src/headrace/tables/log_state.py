@@ -19,7 +19,15 @@ from headrace.tables.schema import from_delta
 from headrace.tables.storage import Storage
 
 _CHECKPOINT_SUFFIX = ".checkpoint.parquet"
-_CHECKPOINT_COLUMNS = ["add", "remove", "txn", "metaData", "protocol"]
+# Not all that `deltalake` writes: most of it is null, and reading it takes most of the time.
+_CHECKPOINT_COLUMNS = [
+    *("add." + m for m in ("path", "partitionValues", "size", "modificationTime", "dataChange")),
+    *("add." + m for m in ("stats", "tags", "deletionVector")),
+    *("remove." + m for m in ("path", "dataChange", "deletionTimestamp")),
+    *("txn", "metaData", "protocol"),
+]
+_TRIES = 3
+"""How often a log is read that another process cleans at the same moment."""
 _NO_SCHEMA = pa.schema([])
 
 
@@ -83,17 +91,30 @@ class LogState:
 
 
 def load(storage: Storage, name: str, version: int | None = None) -> LogState | None:
-    """Return a table's state at a version, or the newest; None if there is none or not any more."""
-    state = LogState(name, storage.uri(name))
-    checkpoint = _checkpoint_for(storage, name, version)
-    if checkpoint is not None:
-        state.apply(checkpoint, read_checkpoint(storage, name, checkpoint))
-        state.base_version = checkpoint
-        state.metadata = _metadata_of(storage, name, checkpoint)
-    advance(storage, state, version)
-    if state.version < 0 or (version is not None and state.version != version):
-        return None
-    return state
+    """Return a table's state at a version, or the newest; None if there is none or not any more.
+
+    The newest checkpoint is found by listing, not by `_last_checkpoint`: an owner that stalled
+    while it wrote one may have pointed that back to an older version. `Corrupt` if commits are
+    missing.
+    """
+    for _ in range(_TRIES):
+        commits, checkpoints = list_log(storage, name)
+        state = LogState(name, storage.uri(name))
+        base = max((c for c in checkpoints if version is None or c <= version), default=None)
+        if base is not None:
+            state.apply(base, read_checkpoint(storage, name, base))
+            state.base_version = base
+            state.metadata = _metadata_of(storage, name, base)
+        advance(storage, state, version)
+        newest = max(commits, default=-1)
+        if version is not None:
+            return state if state.version == version else None
+        if state.version >= newest:
+            return state if state.version >= 0 else None
+    raise Corrupt(
+        f"Commits of {name} after version {state.version} are missing from its log",
+        hint="Restore the table from a backup",
+    )
 
 
 def advance(storage: Storage, state: LogState, version: int | None = None) -> None:
@@ -116,10 +137,13 @@ def read_checkpoint(storage: Storage, name: str, version: int) -> list[Entry]:
     """Return the lines of a checkpoint, files in the order of their names; `Corrupt` if damaged."""
     path = log_entries.checkpoint_path(name, version)
     try:
-        with storage.open(path) as file, pq.ParquetFile(file) as parquet:
-            kept = [c for c in _CHECKPOINT_COLUMNS if c in parquet.schema_arrow.names]
-            rows = parquet.read(columns=kept).to_pylist(maps_as_pydicts="strict")
-        entries = [msgspec.convert(row, Entry) for row in rows]
+        with storage.open(path) as file:
+            rows = pq.ParquetFile(file).read(columns=_CHECKPOINT_COLUMNS)
+        entries = [
+            msgspec.convert({kind: line}, Entry)
+            for kind in rows.column_names
+            for line in rows.column(kind).drop_null().to_pylist(maps_as_pydicts="strict")
+        ]
     except (OSError, pa.ArrowException, msgspec.ValidationError) as e:
         raise Corrupt(f"{path} cannot be read: {e}", hint="Restart: start-up repairs it") from e
     return sorted(entries, key=lambda e: e.add.path if e.add else "")
@@ -180,14 +204,6 @@ def _check_protocol(name: str, protocol: log_entries.Protocol) -> None:
             f"{protocol.min_writer_version} of Delta; this version speaks 1 and 2",
             hint="Use the newer Headrace that wrote it, or restore the table",
         )
-
-
-def _checkpoint_for(storage: Storage, name: str, version: int | None) -> int | None:
-    newest = last_checkpoint(storage, name)
-    if newest is None or version is None or newest <= version:
-        return newest
-    _, checkpoints = list_log(storage, name)
-    return max((c for c in checkpoints if c <= version), default=None)
 
 
 def _metadata_of(storage: Storage, name: str, version: int) -> dict[str, str]:

@@ -4,7 +4,7 @@ Names are relative, with `/` between parts. What holds for every storage:
 
 - `put_new` is exclusive and atomic: exactly one of two callers gets the name, the other `Fenced`,
   and nobody ever sees a part of the bytes. It is the fence that every commit stands on.
-- `put_new`, `put`, `create` and `sync` are durable when they return.
+- `put_new`, `put` and `create` are durable when they return.
 - A folder is made with the first name in it.
 
 `Unavailable` means that there is no room and that nothing was kept; `Corrupt` that the device
@@ -64,9 +64,6 @@ class Storage(Protocol):
 
         `Internal` if the name is taken: names of data files never come twice.
         """
-
-    def sync(self, path: str) -> None:
-        """Make durable what another library wrote under this name."""
 
     def read(self, path: str) -> bytes | None:
         """Return what a name holds; None if there is no such name."""
@@ -192,12 +189,6 @@ class LocalStorage:
             target.unlink(missing_ok=True)
             raise
         failpoint("stage.2")
-
-    def sync(self, path: str) -> None:
-        """See `Storage`."""
-        target = self._root / path
-        self._sync_visible(target)
-        self._sync_visible(target.parent)
 
     def read(self, path: str) -> bytes | None:
         """See `Storage`."""
