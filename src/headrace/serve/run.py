@@ -19,6 +19,7 @@ from headrace.model.clock import Clock
 from headrace.model.errors import Unavailable
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
+from headrace.model.role import Role
 from headrace.serve.api import create_app
 from headrace.serve.query import Engine
 from headrace.tables.delta import DeltaTables
@@ -31,6 +32,11 @@ START_S_MAX = 20.0
 CONNECT_EVERY_S = 0.02
 
 _log = logging.getLogger("headrace.serve")
+
+
+def run_role(role: Role) -> None:
+    """Run the role `serve` behind the collector, which has the public port."""
+    run_serve(role.plan, role.layout, role.clock, stop=role.stop, ready=role.ready)
 
 
 def run_serve(
