@@ -41,15 +41,15 @@ def flip(path, bit):
 
 def test_every_changed_bit_of_a_row_is_found():
     batch = values(b"x" * 50)
-    row = pack(1, 0, 7, 1, batch.received_at, encode(batch))
-    for column, value in enumerate(row[:8]):
+    row = pack(1, 0, 7, 1, batch.received_at, 99, encode(batch))
+    for column, value in enumerate(row[:9]):
         changed = (*row[:column], value ^ 1, *row[column + 1 :])
         assert expect_error(Corrupt, lambda changed=changed: unpack(changed)).hint
-    blob = bytearray(row[9])
+    blob = bytearray(row[10])
     for at in range(len(blob)):
         blob[at] ^= 1
         with pytest.raises(Corrupt):
-            unpack((*row[:9], bytes(blob)))
+            unpack((*row[:10], bytes(blob)))
         blob[at] ^= 1
 
 

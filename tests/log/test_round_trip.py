@@ -52,6 +52,6 @@ def test_records_come_back_as_they_went(log, batches):
 def test_a_row_unpacks_to_its_blob(records, base_offset):
     batch = as_batch(records)
     blob = encode(batch)
-    row = pack(1, 2, base_offset, len(batch), batch.received_at, blob)
+    row = pack(1, 2, base_offset, len(batch), batch.received_at, 0, blob)
     assert unpack(row) == blob
     assert decode([(base_offset, len(batch), blob)]).num_rows == len(batch)

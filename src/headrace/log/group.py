@@ -47,6 +47,8 @@ class Head:
 
     contents: Contents
     ends: dict[Key, int]
+    bytes_until: dict[Key, int]
+    """Bytes of all blobs that a stream ever had."""
     topics: dict[str, tuple[int, int]] = field(init=False)
     turns: dict[int, int] = field(default_factory=dict)
 
@@ -65,6 +67,7 @@ class Group:
         self._append_bytes_max = append_bytes_max
         self._batches: dict[Key, list[Batch]] = {}
         self._ends: dict[Key, int] = {}
+        self._bytes_until: dict[Key, int] = {}
         self._state: dict[str, StateEntry | None] = {}
         self._revision = head.contents.revision
 
@@ -110,6 +113,7 @@ class Group:
     def apply(self) -> None:
         """Bring the head up to what was committed."""
         self._head.ends.update(self._ends)
+        self._head.bytes_until.update(self._bytes_until)
         self._head.contents.revision = self._revision
         state = self._head.contents.state
         for key, entry in self._state.items():
@@ -160,7 +164,9 @@ class Group:
         n = len(merged)
         if len(blob) != merged.size_bytes or len(merged.ids) != n:
             raise Internal("The columns of a batch do not fit together")
-        return row.pack(*key, self._ends[key] - n, n, merged.received_at, blob)
+        before = self._head.bytes_until[key]
+        self._bytes_until[key] = before + len(blob)
+        return row.pack(*key, self._ends[key] - n, n, merged.received_at, before, blob)
 
 
 def merge(batches: Iterable[Batch]) -> Batch:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.log.connections import Connections
 from headrace.log.row import Row, unpack
-from headrace.log.segment import end_of, load_firsts, query, state_of, topic_of
+from headrace.log.segment import bytes_until, end_of, load_firsts, query, state_of, topic_of
 from headrace.model.batch import decode
 from headrace.model.errors import Corrupt, Invalid, Unavailable
 from headrace.model.log import StateEntry, TopicInfo
@@ -81,7 +81,12 @@ class EmbeddedLogReader:
 
     def size_between(self, topic: str, partition: int, start: int, end: int) -> int:
         """See `LogReader`; a batch at an edge counts by its share, trimmed records not at all."""
-        return self._retried(lambda: self._size(self._stream(topic, partition), start, end))
+
+        def size() -> int:
+            stream = self._stream(topic, partition)
+            return self._bytes_until(stream, end) - self._bytes_until(stream, start)
+
+        return self._retried(size)
 
     def read(
         self, topic: str, partition: int, start: int, end: int, *, bytes_max: int = 32 << 20
@@ -161,21 +166,11 @@ class EmbeddedLogReader:
             first = load_firsts(connection).get(stream.key, 0)
             return end_of(connection, *stream.key, first)
 
-    def _size(self, stream: _Stream, start: int, end: int) -> int:
-        """Sum the batches that touch the range, segment by segment from the newest."""
+    def _bytes_until(self, stream: _Stream, offset: int) -> int:
         numbers = self._connections.numbers()
-        total = 0
-        for number in reversed(numbers):
-            first = self._connections.firsts(number, numbers[-1]).get(stream.key)
-            if first is None:
-                break
-            if first < end:
-                with self._connections.use(number, is_newest=number == numbers[-1]) as connection:
-                    ((size_bytes,),) = query(connection, _SIZE, (start, end, *stream.key))
-                total += size_bytes
-            if first <= start:
-                break
-        return total
+        number = self._segment_at(stream, offset, numbers)
+        with self._connections.use(number, is_newest=number == numbers[-1]) as connection:
+            return bytes_until(connection, *stream.key, offset)
 
     def _next_rows(self, stream: _Stream, at: int, end: int, bytes_max: int) -> list[Row]:
         return self._retried(lambda: self._rows(stream, at, end, bytes_max))
@@ -205,23 +200,32 @@ class EmbeddedLogReader:
         _check_no_gap(stream, rows, at)
         return rows
 
-    def _segment_with(self, stream: _Stream, at: int, numbers: list[int]) -> int:
-        """Return the newest segment that begins at or before an offset."""
-        lowest = None
+    def _segment_at(self, stream: _Stream, offset: int, numbers: list[int]) -> int:
+        """Return the newest segment that begins at or before an offset, else the oldest."""
+        oldest = None
         for number in reversed(numbers):
             first = self._connections.firsts(number, numbers[-1]).get(stream.key)
             if first is None:
                 break
-            if first <= at:
-                return number
-            lowest = first
-        if lowest is None:
+            oldest = number
+            if first <= offset:
+                break
+        if oldest is None:
             raise _unlinked(stream)
-        raise Invalid(
-            f"Offset {at} of {stream.name}/{stream.partition} was trimmed; {lowest} is the first",
-            hint="read from the start that the log names",
-            code="offset_trimmed",
-        )
+        return oldest
+
+    def _segment_with(self, stream: _Stream, offset: int, numbers: list[int]) -> int:
+        """Return the newest segment that begins at or before an offset; `Invalid` if none does."""
+        number = self._segment_at(stream, offset, numbers)
+        first = self._connections.firsts(number, numbers[-1])[stream.key]
+        if first > offset:
+            raise Invalid(
+                f"Offset {offset} of {stream.name}/{stream.partition} was trimmed; {first} is the"
+                " first",
+                hint="read from the start that the log names",
+                code="offset_trimmed",
+            )
+        return number
 
 
 _ROWS = (
@@ -230,18 +234,10 @@ _ROWS = (
     " 0) AND base_offset < ? ORDER BY base_offset"
 )
 
-_SIZE = (
-    "SELECT coalesce(sum(raw_bytes * (min(base_offset + n, ?2) - max(base_offset, ?1)) / n), 0)"
-    " FROM batches WHERE topic = ?3 AND partition = ?4 AND base_offset >= coalesce("
-    "(SELECT max(base_offset) FROM batches"
-    " WHERE topic = ?3 AND partition = ?4 AND base_offset <= ?1), 0)"
-    " AND base_offset < ?2 AND base_offset + n > ?1"
-)
-
 
 def _size_bytes(row: Row) -> int:
     """Return the bytes of a batch's values, keys and headers."""
-    return row[6] - _OVERHEAD_BYTES * row[3]
+    return row[7] - _OVERHEAD_BYTES * row[3]
 
 
 def _unlinked(stream: _Stream) -> FileNotFoundError:

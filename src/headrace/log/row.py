@@ -1,6 +1,6 @@
 """A row of a segment's table `batches`: a group-committed batch with its checksum.
 
-The checksum is CRC-32 over the row's eight numbers and the stored blob, so that a changed offset is
+The checksum is CRC-32 over the row's nine numbers and the stored blob, so that a changed offset is
 found like a changed value.
 """
 
@@ -17,15 +17,24 @@ PLAIN, LZ4 = 0, 1
 LZ4_FROM_BYTES = 4096
 """Below this, compression saves less than a page of the file."""
 
-_NUMBERS = struct.Struct("<8q")
+_NUMBERS = struct.Struct("<9q")
 
-INSERT = "INSERT INTO batches VALUES (?,?,?,?,?,?,?,?,?,?)"
+INSERT = "INSERT INTO batches VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 
-Row = tuple[int, int, int, int, int, int, int, int, int, bytes]
-"""topic, partition, base_offset, n, first_ts, last_ts, raw_bytes, codec, crc32, blob."""
+Row = tuple[int, int, int, int, int, int, int, int, int, int, bytes]
+"""topic, partition, base_offset, n, first_ts, last_ts, bytes_before, raw_bytes, codec, crc32, blob:
+the columns of `batches`."""
 
 
-def pack(topic: int, partition: int, base_offset: int, n: int, ts: list[int], blob: bytes) -> Row:
+def pack(
+    topic: int,
+    partition: int,
+    base_offset: int,
+    n: int,
+    ts: list[int],
+    bytes_before: int,
+    blob: bytes,
+) -> Row:
     """Return the row of a batch, compressed if it is worth it, with its checksum."""
     raw_bytes, codec, stored = len(blob), PLAIN, blob
     if raw_bytes >= LZ4_FROM_BYTES:
@@ -33,7 +42,7 @@ def pack(topic: int, partition: int, base_offset: int, n: int, ts: list[int], bl
         if len(packed) < raw_bytes:
             codec, stored = LZ4, packed
     first_ts, last_ts = min(ts), max(ts)
-    numbers = (topic, partition, base_offset, n, first_ts, last_ts, raw_bytes, codec)
+    numbers = (topic, partition, base_offset, n, first_ts, last_ts, bytes_before, raw_bytes, codec)
     return (*numbers, zlib.crc32(stored, zlib.crc32(_NUMBERS.pack(*numbers))), stored)
 
 

@@ -5,7 +5,7 @@ table         one row
 ============  ================================================================================
 `segment`     the segment itself: format, number, when it was opened, whether it is closed
 `topics`      a topic that exists when the segment ends (a deleted one leaves the newest alone)
-`firsts`      the first offset of a partition in this segment
+`firsts`      the first offset of a partition in this segment, and its bytes in all before
 `batches`     a group-committed batch; its blob is `model.batch.encode`, as is or lz4
 `state`       a keyed value
 ============  ================================================================================
@@ -53,11 +53,13 @@ CREATE TABLE topics (
     partitions INTEGER NOT NULL, crc32 INTEGER NOT NULL);
 CREATE TABLE firsts (
     topic INTEGER NOT NULL, partition INTEGER NOT NULL, first_offset INTEGER NOT NULL,
+    bytes_before INTEGER NOT NULL,
     PRIMARY KEY (topic, partition)) WITHOUT ROWID;
 CREATE TABLE batches (
     topic INTEGER NOT NULL, partition INTEGER NOT NULL, base_offset INTEGER NOT NULL,
     n INTEGER NOT NULL, first_ts INTEGER NOT NULL, last_ts INTEGER NOT NULL,
-    raw_bytes INTEGER NOT NULL, codec INTEGER NOT NULL, crc32 INTEGER NOT NULL, blob BLOB NOT NULL,
+    bytes_before INTEGER NOT NULL, raw_bytes INTEGER NOT NULL, codec INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL, blob BLOB NOT NULL,
     PRIMARY KEY (topic, partition, base_offset)) WITHOUT ROWID;
 CREATE TABLE state (
     key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL,
@@ -81,6 +83,8 @@ class Contents:
     topics: dict[int, TopicInfo] = field(default_factory=dict)
     firsts: dict[tuple[int, int], int] = field(default_factory=dict)
     """(topic number, partition) → first offset."""
+    bytes_before: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(topic number, partition) → bytes of all blobs in earlier segments, trimmed ones too."""
     state: dict[str, StateEntry] = field(default_factory=dict)
 
 
@@ -212,8 +216,8 @@ def _fill(connection: apsw.Connection, contents: Contents) -> None:
         INSERT_TOPIC, [topic_row(id_, info) for id_, info in contents.topics.items()]
     )
     connection.executemany(
-        "INSERT INTO firsts VALUES (?,?,?)",
-        [(topic, partition, first) for (topic, partition), first in contents.firsts.items()],
+        "INSERT INTO firsts VALUES (?,?,?,?)",
+        [(*key, first, contents.bytes_before[key]) for key, first in contents.firsts.items()],
     )
     connection.executemany(PUT_STATE, [state_row(entry) for entry in contents.state.values()])
 
@@ -238,6 +242,7 @@ def load_contents(connection: apsw.Connection) -> Contents:
         revision,
         dict(topic_of(row) for row in query(connection, "SELECT * FROM topics")),
         load_firsts(connection),
+        {(t, p): size for t, p, size in query(connection, _BYTES_BEFORE)},
         {row[0]: state_of(row) for row in query(connection, "SELECT * FROM state")},
     )
 
@@ -280,19 +285,40 @@ def _checked(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def load_firsts(connection: apsw.Connection) -> dict[tuple[int, int], int]:
     """Read the first offset of every partition in a segment."""
-    return {(t, p): first for t, p, first in query(connection, "SELECT * FROM firsts")}
+    found = query(connection, "SELECT topic, partition, first_offset FROM firsts")
+    return {(t, p): first for t, p, first in found}
+
+
+_BYTES_BEFORE = "SELECT topic, partition, bytes_before FROM firsts"
+_LAST = (
+    "SELECT base_offset, n, bytes_before, raw_bytes FROM batches"
+    " WHERE topic = ? AND partition = ? AND base_offset < ? ORDER BY base_offset DESC LIMIT 1"
+)
+_OFFSET_MAX = (1 << 63) - 1
 
 
 def end_of(connection: apsw.Connection, topic: int, partition: int, first: int) -> int:
     """Return the offset after a partition's last record in a segment."""
     # max(base_offset + n) would scan.
+    rows = query(connection, _LAST, (topic, partition, _OFFSET_MAX))
+    return rows[0][0] + rows[0][1] if rows else first
+
+
+def bytes_until(
+    connection: apsw.Connection, topic: int, partition: int, offset: int = _OFFSET_MAX
+) -> int:
+    """Return the bytes of a partition's blobs from the first ever to before an offset.
+
+    A batch that the offset cuts counts by its share. Two lookups, whatever the log holds.
+    """
+    rows = query(connection, _LAST, (topic, partition, offset))
+    if rows:
+        ((base, n, before, raw_bytes),) = rows
+        return before + raw_bytes * min(offset - base, n) // n
     rows = query(
-        connection,
-        "SELECT base_offset + n FROM batches WHERE topic = ? AND partition = ?"
-        " ORDER BY base_offset DESC LIMIT 1",
-        (topic, partition),
+        connection, _BYTES_BEFORE + " WHERE topic = ? AND partition = ?", (topic, partition)
     )
-    return rows[0][0] if rows else first
+    return rows[0][2] if rows else 0
 
 
 def settle(connection: apsw.Connection) -> bool:

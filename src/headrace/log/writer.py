@@ -103,7 +103,8 @@ class Writer:
             key: segments.end_of(self._connection, *key, first)
             for key, first in contents.firsts.items()
         }
-        self._head = Head(contents, ends)
+        bytes_until = {key: segments.bytes_until(self._connection, *key) for key in contents.firsts}
+        self._head = Head(contents, ends, bytes_until)
         ((self._size_bytes,),) = segments.query(
             self._connection,
             "SELECT coalesce(sum(length(blob) + ?), 0) FROM batches",
@@ -199,12 +200,14 @@ class Writer:
             (segments.INSERT_TOPIC, segments.topic_row(id_, info)),
             ("UPDATE segment SET next_topic = ?", (id_ + 1,)),
         ]
-        statements += [("INSERT INTO firsts VALUES (?,?,0)", key) for key in keys]
+        statements += [("INSERT INTO firsts VALUES (?,?,0,0)", key) for key in keys]
         self._commit(statements)
         contents.next_topic = id_ + 1
         contents.topics[id_] = info
         contents.firsts.update(dict.fromkeys(keys, 0))
+        contents.bytes_before.update(dict.fromkeys(keys, 0))
         self._head.ends.update(dict.fromkeys(keys, 0))
+        self._head.bytes_until.update(dict.fromkeys(keys, 0))
         self._head.topics[topic] = (id_, partitions)
         return info
 
@@ -224,7 +227,13 @@ class Writer:
         group.apply()
         del contents.topics[id_], self._head.topics[topic]
         for partition in range(partitions):
-            del contents.firsts[id_, partition], self._head.ends[id_, partition]
+            for known in (
+                contents.firsts,
+                contents.bytes_before,
+                self._head.ends,
+                self._head.bytes_until,
+            ):
+                del known[id_, partition]
 
     def _find(self, topic: str) -> tuple[int, int]:
         if topic not in self._head.topics:
@@ -288,6 +297,7 @@ class Writer:
             contents.revision,
             contents.topics,
             dict(self._head.ends),
+            dict(self._head.bytes_until),
             contents.state,
         )
 
