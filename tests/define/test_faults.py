@@ -354,6 +354,7 @@ pipeline = Pipeline("p")
 
 
 class Event(Record):
+    b: str
     a: int | str
 
 
@@ -383,16 +384,16 @@ def test_all_faults_of_a_file_come_at_once_each_with_its_line(tmp_path):
     file.write_text(FILE)
     found = check_file(file, KINDS)
     assert [(p.line, p.code) for p in found] == [
-        (6, "bad_annotation"),
-        (16, "shadowed_path"),
-        (21, "unknown_column"),
-        (22, "not_deterministic"),
-        (26, "unknown_relation"),
-        (27, "unknown_source_kind"),
+        (8, "bad_annotation"),
+        (17, "shadowed_path"),
+        (22, "unknown_column"),
+        (23, "not_deterministic"),
+        (27, "unknown_relation"),
+        (28, "unknown_source_kind"),
     ]
     assert {p.file for p in found} == {str(file)}
     assert all(p.hint for p in found)
-    assert str(found[1]).startswith(f"{file}:16: '/healthz' shadows")
+    assert str(found[1]).startswith(f"{file}:17: '/healthz' shadows")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from headrace import Json, Pipeline, Record, field, hopping, param, tumbling
+from headrace.define.binder import Binder
 from headrace.define.check import check
 from headrace.define.compatible import compatible
 from headrace.define.duration import microseconds
@@ -201,6 +202,41 @@ def test_row_sql_runs_and_does_what_it_says():
             "_offset": 3,
         }
     ]
+
+
+EXPRESSIONS = (
+    "a || 'it''s' || E'\\n' || $$q$$",
+    "n / 2, n // 2, n % 2, -n, n ** 2, n & 3, n << 2, (n + 1) * 2 - n / 3",
+    "n BETWEEN 1 AND 2, n NOT IN (1, 5), n IS DISTINCT FROM NULL, NOT n = 2 AND n > 0 OR n < 2",
+    "CASE n WHEN 1 THEN 'one' ELSE a END, CASE WHEN n > 1 THEN a END, if(n > 1, 'a', 'b')",
+    "CAST(a AS VARCHAR), TRY_CAST(a AS INTEGER), n::DECIMAL(5, 2), 1e3, 12345678901234567890",
+    "[x * 2 FOR x IN [1, n] IF x > 1], list_filter([n, 2], lambda x: x > 1), [1, 2, 3][2:]",
+    "{'k': n, 'b c': a}, {'k': n}.k, MAP {'a': n}['a'], struct_pack(z := n)",
+    "j ->> '$.b', j -> '$.b', json_extract(j, '$.b'), j ->> 'b' = 'x'",
+    "date_trunc('hour', t), t AT TIME ZONE 'UTC', extract(year FROM t), t + INTERVAL 1 DAY",
+    "strftime(t, '%Y-%m'), epoch_ms(t), t::DATE, DATE '2026-01-01' + n::INTEGER, t::TIMESTAMP",
+    "a LIKE 'a%', a NOT ILIKE '%B', a SIMILAR TO 'a.*', a LIKE 'x!%' ESCAPE '!', a GLOB 'a*'",
+    "regexp_replace(a, '(.)', '<\\1>', 'g'), a COLLATE NOCASE = 'AB', a[1:2]",
+    "coalesce(NULL, n), nullif(a, ''), n IS NULL, a IS NOT NULL, greatest(n, 2), 'x' IN (a, 'x')",
+    "(n, a) = (1, 'ab'), X'00FF', true AND NULL, NULL OR n = 1, try(1 / n), md5(a)",
+)
+
+
+@pytest.mark.parametrize("expressions", EXPRESSIONS)
+def test_rewritten_sql_means_what_was_written(expressions):
+    """The text that DuckDB makes of its tree gives the same values as the text of the user."""
+
+    binder = Binder()
+    rewritten = binder.text(binder.parse(f"SELECT {expressions} FROM x"))
+    binder.close()
+    with open_duckdb() as con:
+        con.execute("CREATE TABLE x (a VARCHAR, n BIGINT, j VARCHAR, t TIMESTAMPTZ)")
+        for row in (("ab", 1), ("", 2), (None, None)):
+            con.execute(
+                "INSERT INTO x VALUES (?, ?, '{\"b\": \"x\"}', '2026-01-02 03:04:05+00')", row
+            )
+        wanted = con.sql(f"SELECT {expressions} FROM x").fetchall()
+        assert con.sql(rewritten).fetchall() == wanted
 
 
 def test_one_table_of_several_topics_has_one_order_of_columns():

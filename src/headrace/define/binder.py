@@ -6,6 +6,7 @@ will run, and a tree turned back into text means the same.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -131,7 +132,7 @@ class Binder:
         return next((k for k in _WORST_FIRST if k in kinds), "row")
 
     def _read_catalog(self) -> None:
-        for name, kind, stability, macro in self._con.execute(_CATALOG).fetchall():
+        for name, kind, stability, macro in _catalog():
             if kind == "macro":
                 self._macros.setdefault(name, []).append(macro)
             elif kind == "aggregate":
@@ -152,6 +153,13 @@ _CATALOG = """
     SELECT DISTINCT function_name, function_type, stability, macro_definition
     FROM duckdb_functions() WHERE function_type IN ('scalar', 'aggregate', 'macro')
 """
+
+
+@functools.cache
+def _catalog() -> tuple[tuple[str, str, str | None, str], ...]:
+    """Return the functions of this DuckDB, which are the same in every database."""
+    with open_duckdb() as con:
+        return tuple(con.execute(_CATALOG).fetchall())
 
 
 def walk(node: object) -> Iterator[Node]:

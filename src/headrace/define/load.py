@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from headrace.define.problem import Problem
 from headrace.model.errors import HeadraceError
 
 _MODULE = "_headrace_pipeline_"
-"""Never the name of a module that a user's file could import."""
+"""With a hash of the path: never the name of a module that a user's file could import."""
 
 
 def load(path: Path | str) -> Pipeline | list[Problem]:
@@ -39,7 +41,8 @@ def load(path: Path | str) -> Pipeline | list[Problem]:
                 code="no_file",
             )
         ]
-    spec = importlib.util.spec_from_file_location(_MODULE + resolved.stem, resolved)
+    name = _MODULE + hashlib.blake2b(os.fsencode(resolved), digest_size=8).hexdigest()
+    spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
         return [Problem(str(file), 1, "This is no Python file", code="no_file")]
     module = importlib.util.module_from_spec(spec)
@@ -82,7 +85,8 @@ def _as_script(module: ModuleType, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        if str(folder) in sys.path:  # the file may have changed it
+            sys.path.remove(str(folder))
 
 
 def _raised(error: BaseException, file: Path) -> Problem:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import linecache
+import re
+import sys
 from typing import Any, TypeAlias, dataclass_transform
 
 import msgspec
 
 from headrace.define.problem import Place, caller
 from headrace.model.schema import Unit
+
+if sys.version_info >= (3, 14):
+    import annotationlib
 
 Json: TypeAlias = Any
 """Annotation of a field that takes any JSON value; its column holds the JSON text."""
@@ -79,17 +85,36 @@ class Record(msgspec.Struct, metaclass=RecordMeta):
 
 def spec_of(record: type[Record], name: str) -> FieldSpec:
     """Return what was said of a field, or a spec that says nothing."""
-    for part in record.__mro__:
-        specs: dict[str, FieldSpec] = vars(part).get("__headrace_fields__", {})
-        if name in specs or name in vars(part).get("__annotations__", {}):
-            return specs.get(name, _NOTHING)
-    return _NOTHING
+    owner = _owner(record, name)
+    specs: dict[str, FieldSpec] = vars(owner).get("__headrace_fields__", {})
+    return specs.get(name, _NOTHING)
 
 
-def place_of(record: type[Record]) -> Place:
-    """Return where a record class was written."""
-    place: Place = vars(record)["__headrace_place__"]
+def place_of(record: type[Record], field_name: str | None = None) -> Place:
+    """Return where a record class was written, or one of its fields."""
+    owner = record if field_name is None else _owner(record, field_name)
+    place: Place = vars(owner)["__headrace_place__"]
+    if field_name is None:
+        return place
+    annotated = re.compile(rf"\s+{re.escape(field_name)}\s*:")
+    for number, line in enumerate(linecache.getlines(place.file)[place.line :], place.line + 1):
+        if annotated.match(line):
+            return Place(place.file, number)
+        if line[:1].strip():
+            break  # the class statement is over
     return place
+
+
+def _owner(record: type, name: str) -> type:
+    """Return the class that annotates a field: the record or a base of it."""
+    return next((part for part in record.__mro__ if name in _annotated(part)), record)
+
+
+def _annotated(part: type) -> dict[str, Any]:
+    """Return a class's own annotations, without resolving names that do not exist yet."""
+    if sys.version_info >= (3, 14):
+        return annotationlib.get_annotations(part, format=annotationlib.Format.FORWARDREF)
+    return inspect.get_annotations(part)
 
 
 def _plain(spec: FieldSpec) -> object:

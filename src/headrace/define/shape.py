@@ -39,11 +39,10 @@ def schema_of(record: type[Record], faults: Faults) -> Schema | None:
     """Return the schema of a record class, or None with at least one fault added."""
     before = len(faults.problems)
     fields = _fields(record, (), faults)
-    place = place_of(record)
     reserved = {name.lower() for name in RECORD_COLUMNS}
     for name in (f.name for f in fields if f.name.lower() in reserved):
         faults.add(
-            place,
+            place_of(record, name),
             f"{record.__name__}.{name} has the name of a column that every table has",
             hint=f'Give it another name and keep the one in JSON: field("{name}").',
             code="reserved_column",
@@ -59,11 +58,11 @@ def _fields(
     with faults.collect(place):
         _check_class(record, outer)
         found = []
-        hints = get_type_hints(record, include_extras=True)
         infos = _inspected(record).fields
+        hints = get_type_hints(record, include_extras=True)
         _check_names(record, place, infos, faults)
         for info in infos:
-            with faults.collect(place):
+            with faults.collect(place_of(record, info.name)):
                 found.append(_Maker(record, outer, faults).field(info, hints[info.name]))
         return tuple(found)
     return ()
