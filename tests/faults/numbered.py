@@ -1,22 +1,10 @@
-"""The pipeline of the fault tests: numbered events, some of them bad, small bounds everywhere."""
+"""The pipeline of the fault tests: numbered events, some of them bad."""
 
 from __future__ import annotations
 
 from headrace import Pipeline, Record, tumbling
 
-pipeline = Pipeline(
-    "numbered",
-    every_s=0.001,
-    epoch_bytes_max=6_000,
-    segment_bytes_max=40_000,
-    table_files_max=6,
-    commits_per_checkpoint=5,
-    keep_commits_s=0,
-    log_retention_s=0,
-    horizon_s=600,
-    tidy_every_s=0.02,
-    retain_every_s=0.02,
-)
+pipeline = Pipeline("numbered")
 
 
 class Event(Record):

@@ -22,7 +22,7 @@ from headrace.runner.local import LocalRunner
 from headrace.model.batch import Batch
 from headrace.model.clock import SystemClock
 from headrace.model.ids import client_id
-from headrace.model.plan import Plan
+from headrace.model.plan import Options, Plan
 from headrace.process.loop import Loop, Progress
 from headrace.process.recover import recover
 from headrace.stage.engine import Engine
@@ -33,15 +33,25 @@ from headrace.testing.checker import Acknowledged
 HERE = Path(__file__).parent
 BAD_EVERY = 10
 BATCH = 20
+SMALL = Options(
+    every_s=0.001,
+    segment_bytes_max=40_000,
+    table_files_max=6,
+    commits_per_checkpoint=5,
+    keep_commits_s=0,
+    log_retention_s=0,
+    horizon_s=600,
+    tidy_every_s=0.02,
+    retain_every_s=0.02,
+)
+"""Small bounds everywhere, so that a short run does all kinds of work."""
 
 
 def compiled() -> Plan:
     plan = check(load(HERE / "numbered.py"))
     assert isinstance(plan, Plan), plan
-    if cut := os.environ.get("CUT_BYTES"):
-        options = dataclasses.replace(plan.options, epoch_bytes_max=int(cut))
-        plan = msgspec.structs.replace(plan, options=options)
-    return plan
+    cut = int(os.environ.get("CUT_BYTES", "6000"))
+    return msgspec.structs.replace(plan, options=dataclasses.replace(SMALL, epoch_bytes_max=cut))
 
 
 def event(number: int) -> bytes:

@@ -37,17 +37,17 @@ def records(rows: list[tuple[bytes, int]], first: int = 0) -> pa.RecordBatch:
 
 def by_definition(rows: list[tuple[bytes, int]], valid: list[bool]) -> list[bool]:
     """The rule, record by record."""
-    kept: dict[bytes, int] = {}
+    kept: dict[tuple[bytes, bool], int] = {}
     clock = None
     duplicates = []
     for (record_id, at), is_valid in zip(rows, valid, strict=True):
         if clock is not None and at < clock - HORIZON:
             clock, kept = at, {}
         clock = at if clock is None else max(clock, at)
-        chosen = is_valid and is_client_chosen(record_id)
-        duplicate = chosen and record_id in kept and clock - kept[record_id] <= HORIZON
+        chosen, key = is_client_chosen(record_id), (record_id, is_valid)
+        duplicate = chosen and key in kept and clock - kept[key] <= HORIZON
         if chosen and not duplicate:
-            kept[record_id] = clock
+            kept[key] = clock
         duplicates.append(duplicate)
     return duplicates
 

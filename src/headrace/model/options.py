@@ -93,7 +93,7 @@ def read_options(
     for name, value in given.items():
         if name not in known:
             continue
-        values[name] = float(value) if _widens(value, kinds[name]) else value
+        values[name] = float(typing.cast("int", value)) if _widens(value, kinds[name]) else value
         faults += _faults(known[name], values[name], _kinds(kinds[name]))
     if faults:
         msg = f"The options of {where} cannot be used: {'; '.join(faults)}"

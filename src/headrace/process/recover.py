@@ -77,7 +77,8 @@ def recover(
     check_log(log, ledger.last)
     # 5
     snapshot = owner.table(KNOWN_IDS).snapshot
-    owner.ids.add(tables.read(snapshot))
+    # Delta has no binary of fixed length.
+    owner.ids.add(tables.read(snapshot).cast(KNOWN_ID_SCHEMA))
     if ledger.last:
         owner.views.set_clocks(ledger.last.clocks)
     owner.views.recover()

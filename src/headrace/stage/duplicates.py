@@ -1,10 +1,12 @@
 """Which records are duplicates: a function of the log alone, whatever its cut into epochs.
 
 A partition's *clock* is the running maximum of received_at over all of its records. A record is a
-duplicate if a client chose its id and an earlier *kept* record (one that was decoded and was no
-duplicate itself) of its partition has the same id and its clock at most the horizon behind. When
-received_at jumps back by more than the horizon the clock resets to it, and the ids that were kept
-in that partition before count no more.
+duplicate if a client chose its id and an earlier *kept* record (one that was no duplicate itself)
+of its partition has the same id, the same validity, and its clock at most the horizon behind.
+Validity counts so that a retry of a bad record makes no second dead letter, while the mended record
+under the same id is not lost. When received_at jumps back by more than the horizon the clock resets
+to it, and the ids that were kept in that partition before count no more. A record replayed for one
+table keeps its id and is never a duplicate.
 
 A reset stands among the known ids as a row of its own (`RESET`), so that the next epoch knows what
 to forget.
@@ -23,6 +25,7 @@ import pyarrow.compute as pc
 from headrace.model.clock import CHOSEN_BY_CLIENT, UUID_BYTES
 from headrace.model.plan import KNOWN_ID_SCHEMA
 from headrace.model.runner import KnownIds
+from headrace.stage.records import ONLY_HEADER
 
 RESET = bytes(UUID_BYTES)
 """The id, of no record, under which a clock's reset is kept.
@@ -32,6 +35,8 @@ has a later one, so the reset expires after all of them.
 """
 
 _VERSION_BYTE = 6
+_DEAD = 9
+"""Version nibble under which the id of a dead letter's record is kept."""
 
 Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
@@ -54,8 +59,8 @@ class Partition:
         received = records.column("received_at").cast(pa.int64()).to_numpy()
         self._received: Ints = received
         self._before_us = clock_us
-        self.is_chosen = chosen_by_client(self._ids)
-        """Whether a client chose the record's id."""
+        self.is_chosen = chosen_by_client(self._ids) & ~_replayed(records.column("headers"))
+        """Whether a client chose the record's id, and it is not replayed for one table."""
 
     def find(
         self, valid: Flags, known: KnownIds, horizon_us: int
@@ -67,18 +72,20 @@ class Partition:
         """
         clocks, resets = running_clocks(self._received, self._before_us, horizon_us)
         duplicate = np.zeros(len(clocks), np.bool_)
-        candidates = np.flatnonzero(self.is_chosen & valid)
+        candidates = np.flatnonzero(self.is_chosen)
+        ids = _by_validity(self._ids.take(pa.array(candidates)), valid[candidates])
         if len(candidates):
             eras = np.searchsorted(resets, candidates, side="right")
-            marked = self._mark(candidates, eras, clocks[candidates], known, horizon_us)
+            marked = self._mark(ids, eras, clocks[candidates], known, horizon_us)
             duplicate[candidates[marked]] = True
-            candidates = candidates[~marked]
-        return duplicate, self._kept(candidates, clocks, resets), int(clocks[-1])
+            candidates, ids = candidates[~marked], ids.filter(pa.array(~marked))
+        return duplicate, self._kept(ids, candidates, clocks, resets), int(clocks[-1])
 
-    def _mark(self, at: Ints, eras: Ints, clocks: Ints, known: KnownIds, horizon_us: int) -> Flags:
-        """Return which of the candidates at positions `at` are duplicates."""
-        ids = self._ids.take(pa.array(at))
-        last = np.full(len(at), np.iinfo(np.int64).min, np.int64)
+    def _mark(
+        self, ids: pa.Array, eras: Ints, clocks: Ints, known: KnownIds, horizon_us: int
+    ) -> Flags:
+        """Return which of the candidates, in offset order, are duplicates."""
+        last = np.full(len(ids), np.iinfo(np.int64).min, np.int64)
         if self._before_us is not None:
             found = known.find(self._topic, self._partition, ids, int(self._offsets[0]))
             seen = ~np.asarray(found.is_null()) & (eras == 0)
@@ -97,14 +104,12 @@ class Partition:
                     newest[key] = int(clocks[i])
         return duplicate
 
-    def _kept(self, at: Ints, clocks: Ints, resets: Ints) -> pa.Table | None:
+    def _kept(self, ids: pa.Array, at: Ints, clocks: Ints, resets: Ints) -> pa.Table | None:
         n = len(at) + len(resets)
         if n == 0:
             return None
         before = np.concatenate([[self._before_us or 0], clocks])[resets]
-        ids = pa.concat_arrays(
-            [pa.array([RESET] * len(resets), pa.binary(UUID_BYTES)), self._ids.take(pa.array(at))]
-        )
+        ids = pa.concat_arrays([pa.array([RESET] * len(resets), pa.binary(UUID_BYTES)), ids])
         columns = [
             pa.repeat(self._topic, n),
             pa.repeat(pa.scalar(self._partition, pa.int32()), n),
@@ -270,6 +275,21 @@ def chosen_by_client(ids: pa.Array) -> Flags:
     """Return whether a client chose each id; see `model.batch.is_client_chosen`."""
     version = _bytes(ids)[:, _VERSION_BYTE] >> 4
     return version == CHOSEN_BY_CLIENT
+
+
+def _by_validity(ids: pa.Array, valid: Flags) -> pa.Array:
+    """Return ids with those of dead records under a version of their own."""
+    if valid.all():
+        return ids
+    data = _bytes(ids).copy()
+    data[~valid, _VERSION_BYTE] = (data[~valid, _VERSION_BYTE] & 0x0F) | (_DEAD << 4)
+    return pa.Array.from_buffers(ids.type, len(ids), [None, pa.py_buffer(data)])
+
+
+def _replayed(headers: pa.Array) -> Flags:
+    """Return which records are replayed for one table, by their headers."""
+    flags: Flags = pc.match_substring(headers, ONLY_HEADER).to_numpy(zero_copy_only=False)
+    return flags
 
 
 def words(ids: pa.Array) -> tuple[Words, Words]:

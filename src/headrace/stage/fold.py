@@ -108,4 +108,4 @@ class ViewState:
 
 def _empty(part: StatePart, engine: Engine) -> pa.Table:
     columns = ", ".join(f"CAST(NULL AS {c.type}) AS {c.name}" for c in part.columns)
-    return engine.query(f"SELECT {columns or 'NULL AS nothing'} WHERE false", {})
+    return engine.query(f"SELECT {columns} WHERE false", {})

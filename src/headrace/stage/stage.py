@@ -10,7 +10,7 @@ counts as decoded in, that table alone; so the sums of the other tables still cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -126,7 +126,8 @@ class Stage:
         self, topic: _Topic, slices: Sequence[Slice], known: KnownIds, result: StageResult
     ) -> tuple[Kept, pa.Table]:
         """Return the records that are valid and no duplicates, and the fields that are used."""
-        valid = [topic.find_valid(s, result.letters) for s in slices]
+        errors = [topic.find_errors(s) for s in slices]
+        valid = [_without(s.records.num_rows, e) for s, e in zip(slices, errors, strict=True)]
         partitions = [Partition(s.topic, s.partition, s.records, s.clock_us) for s in slices]
         while True:
             found = [
@@ -137,17 +138,21 @@ class Stage:
             pieces, failed = bisect(
                 self._query(topic.decode_sql, RELATION), kept.relation(topic.columns)
             )
-            # What cannot be decoded was not kept, so it makes no later record a duplicate.
+            # What cannot be decoded is dead, so which records are duplicates is asked again.
             for i, error in failed:
-                part, at = kept[i]
-                topic.add_letter(result.letters, part, at, None, DECODE_ERROR, error.message)
-                valid[int(kept.of[i])][at] = False
+                of, (_, at) = int(kept.of[i]), kept[i]
+                errors[of][at] = (DECODE_ERROR, error.message)
+                valid[of][at] = False
             if not failed:
                 break
+        for part, dead, (duplicate, *_) in zip(slices, errors, found, strict=True):
+            for at, (code, message) in dead.items():
+                if not duplicate[at]:
+                    topic.add_letter(result.letters, part, at, None, code, message)
         result.topics[topic.name] = TopicCount(
             read=sum(s.records.num_rows for s in slices),
             decoded=len(kept),
-            dead=sum(int((~v).sum()) for v in valid),
+            dead=sum(int((~v & ~f[0]).sum()) for v, f in zip(valid, found, strict=True)),
             duplicates=sum(int(f[0].sum()) for f in found),
         )
         result.clocks |= {s.key: f[2] for s, f in zip(slices, found, strict=True)}
@@ -239,26 +244,32 @@ class _Topic:
             self.columns.append("value")
         self.decode_sql = decode_sql(topic.schema, used)
 
-    def find_valid(self, part: Slice, letters: Letters) -> Flags:
-        """Return which records are valid; those that are not become dead letters."""
-        valid: Flags = part.records.column("mark").to_numpy() == self._validator.fingerprint
-        unmarked = np.flatnonzero(~valid)
+    def find_errors(self, part: Slice) -> dict[int, tuple[str, str]]:
+        """Return position → (code, message) of the records that are not valid."""
+        marks = part.records.column("mark").to_numpy()
+        unmarked = np.flatnonzero(marks != self._validator.fingerprint)
         values = part.records.column("value").take(pa.array(unmarked)).to_pylist()
         check = self._validator.check
+        errors = {}
         for at, value in zip(unmarked.tolist(), values, strict=True):
             try:
                 check(value)
             except Invalid as error:
-                self.add_letter(letters, part, at, None, error.code, error.message)
-            else:
-                valid[at] = True
-        return valid
+                errors[at] = (error.code, error.message)
+        return errors
 
     def add_letter(
         self, letters: Letters, part: Slice, at: int, output: str | None, code: str, message: str
     ) -> None:
         """Make a record a dead letter."""
         letters.add(part, at, output, self._validator.fingerprint, code, message)
+
+
+def _without(n: int, positions: Iterable[int]) -> Flags:
+    """Return n flags, all set but those at `positions`."""
+    flags = np.ones(n, np.bool_)
+    flags[list(positions)] = False
+    return flags
 
 
 def _row_sql(table: Table, one: TableInput) -> str:

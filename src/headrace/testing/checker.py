@@ -65,7 +65,7 @@ class Checker:
         breaches = self._opens()
         if breaches:
             return breaches
-        rows = [r[0] for r in self._query(f"SELECT {self.number} FROM rows")]
+        rows = [int(str(r[0])) for r in self._query(f"SELECT {self.number} FROM rows")]
         dead = [self._number_of(v) for v in self._dead_values()]
         there = Counter(rows + dead)
         lost = set(acknowledged) - set(there)
