@@ -137,14 +137,13 @@ class BodyReader:
 
 def _declared_length(headers: Headers) -> int | None:
     """Return Content-Length, 0 if there is no body, None for one that says its end itself."""
-    if headers.get("transfer-encoding") is not None:
-        return None
     text = headers.get("content-length")
     if text is None:
-        return 0
+        return None if headers.get("transfer-encoding") is not None else 0
     if not (text.isascii() and text.isdigit()):
         raise Invalid("Content-Length is not a number", hint="", code="invalid_content_length")
-    return int(text)
+    # With both, HTTP says that chunks count; the length then is no bound.
+    return None if headers.get("transfer-encoding") is not None else int(text)
 
 
 def _incomplete() -> Invalid:

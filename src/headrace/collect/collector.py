@@ -93,11 +93,11 @@ class Collector:
         self.limits = limits
         self.budget = Budget(limits.in_flight_bytes_max)
         self.metrics = DoorMetrics([topic.name for topic in plan.topics])
-        self.groups = Groups(log, on_lost)
+        self.groups = Groups(log, clock, on_lost)
         self._clock = clock
         self._admit = admit
-        self._threads = ThreadPoolExecutor(1, "collect-large")
-        self._intakes = {topic.name: Intake(topic, clock) for topic in plan.topics}
+        self._thread = ThreadPoolExecutor(1, "collect-large")
+        self._intakes = {topic.name: Intake(topic) for topic in plan.topics}
         self._paths: dict[str, dict[str, Handler]] = {}
         self._patterns: list[CompiledRoute] = []
         self._readback = Readback(reader or (lambda: nullcontext(log)), plan)
@@ -113,8 +113,8 @@ class Collector:
                 self._paths[route.route.path] = self._route_handlers(route, {})
 
     def close(self) -> None:
-        """Release the threads; requests under way have ended before."""
-        self._threads.shutdown()
+        """Release its threads; requests under way have ended before."""
+        self._thread.shutdown()
         self._readback.close()
 
     async def respond(self, request: Request) -> Response | None:
@@ -185,7 +185,8 @@ class Collector:
         compressed = is_compressed(headers.get("content-encoding"))
         body = await request.read()
         if compressed:
-            return inflate(body, self.limits.body_bytes_max, request.share.take)
+            body = inflate(body, self.limits.body_bytes_max)
+            request.share.take(len(body))
         return body
 
     async def _append(self, intake: Intake, request: Request) -> Response:
@@ -197,10 +198,12 @@ class Collector:
         body = await request.read()
         received_at = self._clock.now_us()
         if compressed or len(body) > self.limits.inline_bytes_max:
-            take = request.share.take if compressed else None
-            prepare = partial(self._prepare, intake, form, body, headers, naming, take)
+            prepare = partial(self._prepare, intake, form, body, headers, naming, received_at)
             loop = asyncio.get_running_loop()
-            batch, dead = await loop.run_in_executor(self._threads, prepare, received_at)
+            batch, dead = await loop.run_in_executor(self._thread, prepare, compressed)
+            if compressed:
+                # Only now it is known; one body at a time is beyond the budget, on the thread.
+                request.share.take(batch.size_bytes)
             group = self.groups.group(intake.name, batch.size_bytes)
             first = len(group.batch)
             group.batch.extend(batch)
@@ -228,12 +231,12 @@ class Collector:
         body: bytes,
         headers: Headers,
         naming: Naming,
-        take: Callable[[int], None] | None,
         received_at: int,
+        compressed: bool,  # noqa: FBT001 - `run_in_executor` passes no names
     ) -> tuple[Batch, list[Dead]]:
-        """Make a batch of a body on a thread; `take` reserves what gzip blows up, if it is gzip."""
-        if take is not None:
-            body = inflate(body, self.limits.body_bytes_max, take)
+        """Make a batch of a body; runs on the thread."""
+        if compressed:
+            body = inflate(body, self.limits.body_bytes_max)
         records = open_body(form, body, headers, self.limits.records_max)
         dead = intake.judge(records)
         batch = Batch()
@@ -291,6 +294,9 @@ def _offsets(appended: list[Appended], first: int, n: int) -> str:
 
     The offset is the one after the last record, so a reader that has come that far has seen them.
     """
+    if len(appended) == 1:
+        part = appended[0]
+        return f"{part.topic}/{part.partition}={part.base_offset + first + n}"
     ends = []
     for part in appended:
         k = bisect_left(part.positions, first + n)

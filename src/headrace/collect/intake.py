@@ -7,15 +7,13 @@ from typing import NamedTuple
 import msgspec
 
 from headrace.collect.envelopes import Records, refuse_unless_json
+from headrace.collect.groups import NO_ID
 from headrace.model.batch import UNMARKED, Batch
-from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
 from headrace.model.ids import client_id
 from headrace.model.plan import Topic
 from headrace.stage.validate import Validator
 
-_ID_TAIL_BITS = 62
-_VARIANT = 0b10 << _ID_TAIL_BITS
 _NAME_LENGTH_MAX = 255
 _PERHAPS_NO_JSON = {"invalid_json", "invalid_utf8", "too_deep"}
 
@@ -41,10 +39,9 @@ class Dead(NamedTuple):
 class Intake:
     """The door of one topic."""
 
-    def __init__(self, topic: Topic, clock: Clock) -> None:
+    def __init__(self, topic: Topic) -> None:
         self.topic = topic
         self.name = topic.name
-        self._clock = clock
         self._validator = Validator(topic.schema)
         self._id_picker = _picker(topic.id_field)
         self._key_picker = _picker(topic.key_field)
@@ -68,7 +65,10 @@ class Intake:
     def add(
         self, records: Records, dead: list[Dead], naming: Naming, received_at: int, into: Batch
     ) -> None:
-        """Add every record to a batch, in order, those that are valid with their mark."""
+        """Add every record to a batch, in order, those that are valid with their mark.
+
+        A record that its client did not name has `NO_ID` until the batch's group gives it one.
+        """
         n = len(records.values)
         into.values += records.values
         into.received_at += [received_at] * n
@@ -78,12 +78,12 @@ class Intake:
             marks[one.position] = UNMARKED
         into.marks += marks
         is_named = self._id_picker or naming.request_name is not None or records.names
-        into.ids += self._ids(records, naming) if is_named else new_ids(self._clock, n)
+        into.ids += self._ids(records, naming) if is_named else [NO_ID] * n
         is_keyed = self._key_picker or naming.key or records.keys
         into.keys += self._keys(records, naming) if is_keyed else [None] * n
 
     def _ids(self, records: Records, naming: Naming) -> list[bytes]:
-        made = new_ids(self._clock, len(records.values))
+        ids = [NO_ID] * len(records.values)
         for i, value in enumerate(records.values):
             name = self._own_name(value)
             if name is None and records.names is not None:
@@ -91,8 +91,8 @@ class Intake:
             if name is None and naming.request_name is not None:
                 name = _text(["idempotency-key", naming.request_name, i])
             if name is not None:
-                made[i] = client_id(naming.scope, self.name, name)
-        return made
+                ids[i] = client_id(naming.scope, self.name, name)
+        return ids
 
     def _own_name(self, value: bytes) -> str | None:
         chosen = _pick(self._id_picker, value)
@@ -119,19 +119,6 @@ def naming_of(
             code="invalid_idempotency_key",
         )
     return Naming(scope, key.encode() if key else None, idempotency_key)
-
-
-def new_ids(clock: Clock, n: int) -> list[bytes]:
-    """Return n new UUIDv7: one by chance, the others counted up from it.
-
-    RFC 9562 (6.2, method 2) allows this, and it costs a tenth of asking for chance each time.
-    """
-    first = clock.new_id()
-    if n == 1:
-        return [first]
-    head, tail = first[:8], int.from_bytes(first[8:], "big")
-    mask = _VARIANT - 1 >> 1
-    return [head + (_VARIANT | ((tail + i) & mask)).to_bytes(8, "big") for i in range(n)]
 
 
 def _picker(name: str | None) -> msgspec.json.Decoder[msgspec.Struct] | None:

@@ -5,7 +5,6 @@ The limits are the product's own: the HTTP server underneath bounds headers and 
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 from headrace.model.errors import Invalid, Unavailable
@@ -44,28 +43,21 @@ class Limits:
 
 
 class Budget:
-    """Bytes of all bodies in flight. Thread-safe."""
+    """Bytes of all bodies in flight. Used on one event loop."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.used = 0
-        self._lock = threading.Lock()
 
     def take(self, size_bytes: int) -> None:
         """Reserve bytes, or raise `Unavailable`."""
-        with self._lock:
-            if self.used + size_bytes > self.bytes_max:
-                raise Unavailable(
-                    "Too many bytes of other requests are in flight",
-                    hint="Send again after the seconds in Retry-After.",
-                    code="too_busy",
-                )
-            self.used += size_bytes
-
-    def give_back(self, size_bytes: int) -> None:
-        """Free what was taken."""
-        with self._lock:
-            self.used -= size_bytes
+        if self.used + size_bytes > self.bytes_max:
+            raise Unavailable(
+                "Too many bytes of other requests are in flight",
+                hint="Send again after the seconds in Retry-After.",
+                code="too_busy",
+            )
+        self.used += size_bytes
 
 
 class Share:
@@ -84,9 +76,8 @@ class Share:
 
     def give_back(self) -> None:
         """Free everything."""
-        if self._taken:
-            self._budget.give_back(self._taken)
-            self._taken = 0
+        self._budget.used -= self._taken
+        self._taken = 0
 
 
 def too_large(bytes_max: int) -> Invalid:
