@@ -1,7 +1,7 @@
 """Compaction: many small files become few, with the same rows, by our own commit.
 
-Never `deltalake`'s `optimize.compact`: two at once are both accepted and double the rows, and nothing
-of it is synced.
+Never `deltalake`'s `optimize.compact`: two at once are both accepted and double the rows, and it
+syncs nothing.
 """
 
 from __future__ import annotations
