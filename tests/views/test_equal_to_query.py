@@ -204,7 +204,7 @@ CUTS = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-FOLDS = settings(CUTS, max_examples=60)
+FOLDS = settings(CUTS, max_examples=40)
 
 
 @CUTS

@@ -2,15 +2,15 @@
 
 Each one's state can be merged in any order and grouping with the same result, bit for bit. That is
 why sums of DOUBLE are kept as integers: a DOUBLE is a 53-bit integer times a power of two, so
-values whose exponents share a block of 32 are scaled to integers below 2^86 and added up exactly.
+values whose exponents share a block of 40 are scaled to integers below 2^94 and added up exactly.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from headrace.define.view_buckets import bucket_of, bucket_value
 from headrace.define.view_parse import refuse
 from headrace.define.view_state import StateBuilder
 from headrace.define.view_types import (
@@ -27,18 +27,9 @@ from headrace.model.plan import Column
 THETA_K = 4096
 """Hashes kept a key: exact below, and from there a standard error of 1/√(k-1), 1.6 %."""
 
-QUANTILE_ERROR = 0.01
-_GAMMA = (1 + QUANTILE_ERROR) / (1 - QUANTILE_ERROR)
-"""Ratio of a bucket's bounds (DDSketch, Masson et al. 2019): any value in a bucket is within
-`QUANTILE_ERROR` of what stands for it."""
-
-_BUCKET_OF_ONE = 40_000
-"""Added to a bucket's number, so that the sign is left for the value's own: the smallest DOUBLE
-lies 37,222 buckets below 1, the largest 35,486 above."""
-_BUCKET_INFINITE = 100_000
-_BUCKET_NAN = 100_001
-
-_BIN_EXPONENTS = 32
+_BIN_EXPONENTS, _BIN_FIRST_EXPONENT = 40, -12
+"""A bin of exact sums holds 40 exponents, so its integers stay below 2^94 and 2^32 rows fit 126
+bits; the bin 0, from 2^-12 to 2^28, is the only one that most columns need."""
 _BIN_INFINITE, _BIN_MINUS_INFINITE, _BIN_NAN = 100, 101, 102
 
 _LIMB = 1 << 40
@@ -229,42 +220,42 @@ class AggregateCompiler:
     def _exact_sum(self, sql: str, where: str | None) -> tuple[str, str]:
         """Return (count, sum) of a DOUBLE row expression; the sum is 0 where all values are.
 
-        A bin holds Σ x·2^(53 - 32·bin) as an integer; infinities and NaN are counted in bins of
-        their own. The bins are added up from the lowest, in DOUBLE.
+        A bin holds Σ x·2^(53 - its first exponent) as an integer; infinities and NaN are counted in
+        bins of their own. The bins are added up in DOUBLE, in a fixed order.
         """
         x = self._state.input(sql)
+        exponent = f"floor(log2(abs({x}))) - ({_BIN_FIRST_EXPONENT})"
         bin_of = (
             f"CASE WHEN isnan({x}) THEN {_BIN_NAN} "
             f"WHEN isinf({x}) AND {x} > 0 THEN {_BIN_INFINITE} "
             f"WHEN isinf({x}) THEN {_BIN_MINUS_INFINITE} "
-            f"ELSE CAST(floor(floor(log2(abs({x}))) / {_BIN_EXPONENTS}.0) AS INTEGER) END"
+            f"ELSE CAST(floor(({exponent}) / {_BIN_EXPONENTS}.0) AS INTEGER) END"
         )
-        shift = f"(53 - {_BIN_EXPONENTS} * {{item}})"
-        scaled = f"{x} * pow(2.0, {shift} // 2) * pow(2.0, {shift} - {shift} // 2)"
-        mantissa = (
-            f"sum(CASE WHEN {{item}} < {_BIN_INFINITE} THEN CAST({scaled} AS HUGEINT) ELSE 1 END)"
-        )
+        shift = f"({53 - _BIN_FIRST_EXPONENT} - {_BIN_EXPONENTS} * {{item}})"
+        scaled = f"CAST({_times_power_of_two(x, shift)} AS HUGEINT)"
+        mantissa = f"sum(CASE WHEN {{item}} < {_BIN_INFINITE} THEN {scaled} ELSE 1 END)"
         given = " AND ".join(filter(None, [f"{x} <> 0", where]))
         part = self._state.counted(
             "bins", Column("b", "INTEGER"), bin_of, Column("m", _SUM_128), mantissa, given
         )
         b, m = f"{part}_b", f"{part}_m"
-        back = f"({_BIN_EXPONENTS} * {b} - 53)"
-        value = (
-            f"CAST(CAST({m} AS HUGEINT) AS DOUBLE) * pow(2.0, {back} // 2)"
-            f" * pow(2.0, {back} - {back} // 2)"
+        back = f"({_BIN_EXPONENTS} * {b} - {53 - _BIN_FIRST_EXPONENT})"
+        value = _times_power_of_two(f"CAST(CAST({m} AS HUGEINT) AS DOUBLE)", back)
+        # An ordered sum is slow, so the bin that nearly all keys have is not part of one.
+        below = self._state.take(part, f"sum({value} ORDER BY {b}) FILTER (WHERE {b} < 0)")
+        middle = self._state.take(part, f"max({value}) FILTER (WHERE {b} = 0)")
+        finite_above = f"{b} > 0 AND {b} < {_BIN_INFINITE}"
+        above = self._state.take(part, f"sum({value} ORDER BY {b}) FILTER (WHERE {finite_above})")
+        flags = f"CASE {b} WHEN {_BIN_INFINITE} THEN 1 WHEN {_BIN_MINUS_INFINITE} THEN 2"
+        specials = self._state.take(part, f"bit_or({flags} WHEN {_BIN_NAN} THEN 4 END)")
+        finite = " + ".join(f"coalesce({v}, CAST(0 AS DOUBLE))" for v in (below, middle, above))
+        total = self._state.derive(
+            f"CASE WHEN {specials} IS NULL THEN {finite} "
+            f"WHEN {specials} = 1 THEN CAST('inf' AS DOUBLE) "
+            f"WHEN {specials} = 2 THEN CAST('-inf' AS DOUBLE) "
+            "ELSE CAST('nan' AS DOUBLE) END"
         )
-        has = "bool_or({} = {})".format
-        total = self._state.take(
-            part,
-            f"CASE WHEN {has(b, _BIN_NAN)} OR ({has(b, _BIN_INFINITE)} AND "
-            f"{has(b, _BIN_MINUS_INFINITE)}) THEN CAST('nan' AS DOUBLE) "
-            f"WHEN {has(b, _BIN_INFINITE)} THEN CAST('inf' AS DOUBLE) "
-            f"WHEN {has(b, _BIN_MINUS_INFINITE)} THEN CAST('-inf' AS DOUBLE) "
-            f"ELSE sum({value} ORDER BY {b}) FILTER (WHERE {b} < {_BIN_INFINITE}) END",
-        )
-        n = self._count_of(x, where)
-        return n, f"coalesce({total}, CAST(0 AS DOUBLE))"
+        return self._count_of(x, where), total
 
     def _avg(self, call: Call) -> str:
         x, kind = self._argument(call)
@@ -388,16 +379,17 @@ class AggregateCompiler:
         part = self._state.counted(
             "buckets",
             Column("b", "INTEGER"),
-            _bucket_of(x),
+            bucket_of(x),
             Column("n", "BIGINT"),
             "count(*)",
             given,
         )
         continuous = call.name in {"median", "quantile_cont"}
-        values = [
-            f"greatest(least({v}, {highest}), {lowest})"
-            for v in (self._quantile_value(part, q, continuous=continuous) for q in fractions)
-        ]
+        exact = {0.0: lowest, 1.0: highest}
+        values = []
+        for q in fractions:
+            value = self._quantile_value(part, q, continuous=continuous)
+            values.append(exact.get(q, f"greatest(least({value}, {highest}), {lowest})"))
         if not call.many:
             return values[0]
         return f"CASE WHEN {lowest} IS NOT NULL THEN [{', '.join(values)}] END"
@@ -418,7 +410,7 @@ class AggregateCompiler:
             low, high = f"floor({rank})", f"ceil({rank})"
         else:
             low = high = f"greatest(ceil({q!r}::DOUBLE * total) - 1, 0)"
-        value = _bucket_value(f"{part}_b")
+        value = bucket_value(f"{part}_b")
         below = self._state.take(part, f"min({value}) FILTER (WHERE upto > {low})", source)
         if not continuous:
             return below
@@ -474,24 +466,7 @@ class AggregateCompiler:
         return f'"{name}"'
 
 
-def _bucket_of(x: str) -> str:
-    """Return SQL of a DOUBLE's bucket: numbers sort as values do."""
-    number = (
-        f"CAST(ceil(ln(abs({x})) / {math.log(_GAMMA)!r}::DOUBLE) AS INTEGER) + {_BUCKET_OF_ONE}"
-    )
-    return (
-        f"CASE WHEN {x} = 0 THEN 0 WHEN isnan({x}) THEN {_BUCKET_NAN} "
-        f"WHEN isinf({x}) THEN CAST(sign({x}) AS INTEGER) * {_BUCKET_INFINITE} "
-        f"ELSE CAST(sign({x}) AS INTEGER) * ({number}) END"
-    )
-
-
-def _bucket_value(b: str) -> str:
-    """Return SQL of the value that stands for a bucket."""
-    power = f"pow({_GAMMA!r}::DOUBLE, abs({b}) - {_BUCKET_OF_ONE})"
-    return (
-        f"CASE WHEN {b} = 0 THEN CAST(0 AS DOUBLE) "
-        f"WHEN {b} = {_BUCKET_NAN} THEN CAST('nan' AS DOUBLE) "
-        f"WHEN abs({b}) = {_BUCKET_INFINITE} THEN sign({b}) * CAST('inf' AS DOUBLE) "
-        f"ELSE sign({b}) * {power} * {2 / (_GAMMA + 1)!r}::DOUBLE END"
-    )
+def _times_power_of_two(x: str, exponent: str) -> str:
+    """Return SQL of x·2^exponent, in two steps since 2^exponent alone may overflow."""
+    half = f"{exponent} // 2"
+    return f"{x} * pow(2.0, {half}) * pow(2.0, {exponent} - {half})"

@@ -139,7 +139,7 @@ class _Compiler:
         parts = state.parts()
         for part in parts:
             types = ", ".join(f"{c.name} {c.type}" for c in part.columns)
-            self._con.execute(f"CREATE TABLE {part.name} ({types or 'nothing INTEGER'})")
+            self._con.execute(f"CREATE TABLE {part.name} ({types})")
         columns, final = self._final(state, outputs, having)
         reads = parsed.reads | compiler.reads | ({window.on} if window else set())
         return View(

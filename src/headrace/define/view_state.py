@@ -148,18 +148,40 @@ class StateBuilder:
         if identity in self._parts:
             return self._parts[identity].part.name
         name, item_name = self._names(prefix, item)
-        by = f" GROUP BY {', '.join(self._key_names)}" if self._key_names else ""
-        kept = ", ".join([*self._key_names, f"unnest(min({item_name}, {k})) AS {item_name}"])
         rows = _rows_with(item_sql, item_name, where)
+        new, old = (
+            self._select([item_name], rows, [item_name]),
+            self._merge([item_name], [item_name]),
+        )
         part = StatePart(
             name,
             "smallest",
             (*self.key_columns, Column(item_name, item.type)),
-            f"SELECT {kept} FROM ({self._select([item_name], rows, [item_name])}){by}",
-            f"SELECT {kept} FROM ({self._merge([item_name], [item_name])}){by}",
+            self._smallest_of(new, item_name, k),
+            self._smallest_of(old, item_name, k),
         )
         self._parts[identity] = _Part(part, [], name)
         return name
+
+    def _smallest_of(self, distinct: str, item: str, k: int) -> str:
+        """Return the `k` smallest items a key of a query that has each of them once.
+
+        Only keys with more are cut: DuckDB's min(x, k) takes memory for k items from the start,
+        which a million keys with a few items each cannot have.
+        """
+        taken = f"unnest(min({item}, {k})) AS {item}"
+        if not self._key_names:
+            return f"SELECT {taken} FROM ({distinct})"
+        keys = ", ".join(self._key_names)
+        same = " AND ".join(
+            f"items.{key} IS NOT DISTINCT FROM over_full.{key}" for key in self._key_names
+        )
+        return (
+            f"WITH items AS MATERIALIZED ({distinct}), "
+            f"over_full AS (SELECT {keys} FROM items GROUP BY {keys} HAVING count(*) > {k}) "
+            f"SELECT {keys}, {item} FROM items ANTI JOIN over_full ON {same} UNION ALL "
+            f"SELECT {keys}, {taken} FROM items SEMI JOIN over_full ON {same} GROUP BY {keys}"
+        )
 
     def _names(self, prefix: str, item: Column) -> tuple[str, str]:
         number = 1 + sum(p.part.name.startswith(prefix) for p in self._parts.values())
@@ -184,6 +206,9 @@ class StateBuilder:
 
     def parts(self) -> tuple[StatePart, ...]:
         """Return all parts, `groups` first; their SQL is complete."""
+        if not self.key_columns:
+            # A part has columns, and this one row, whatever else the view asks for.
+            self.group("count(*)", "coalesce(sum({}), 0)", "BIGINT")
         base = self._base()
         columns = (*self.key_columns, *(Column(g.name, g.type) for g in self._groups.values()))
         partial = [f"CAST({g.partial} AS {g.type}) AS {g.name}" for g in self._groups.values()]
@@ -243,24 +268,26 @@ class StateBuilder:
         columns = [f"{k.sql} AS {k.name}" for k in self._all_keys]
         columns += [f"{sql} AS {name}" for sql, name in self._inputs.items()]
         where = f" WHERE {self._where}" if self._where else ""
-        return f"(SELECT {', '.join(columns) or '1 AS nothing'} FROM {self._source}{where})"
+        return f"(SELECT {', '.join(columns) or '1 AS one'} FROM {self._source}{where})"
 
     def _select(self, outputs: Sequence[str], rows: str, by: Sequence[str]) -> str:
         names = [k.name for k in self._all_keys]
         if self._sets is not None:
             grouped = [k.name for k in self._keys]
             names.append(
-                f"CAST(GROUPING({', '.join(grouped)}) AS BIGINT) AS g" if grouped else "0 AS g"
+                f"CAST(GROUPING({', '.join(grouped)}) AS BIGINT) AS g"
+                if grouped
+                else "CAST(0 AS BIGINT) AS g"
             )
         extra = [*([self._window.name] if self._window else []), *by]
         clause = group_by([k.name for k in self._keys], self._sets, extra)
-        return f"SELECT {', '.join([*names, *outputs]) or '1'} FROM {rows} {clause}".rstrip()
+        return f"SELECT {', '.join([*names, *outputs])} FROM {rows} {clause}".rstrip()
 
     def _merge(self, outputs: Sequence[str], by: Sequence[str], rows: str = "parts") -> str:
         names = [*self._key_names, *by]
         clause = f" GROUP BY {', '.join(names)}" if names else ""
         selected = ", ".join([*self._key_names, *outputs])
-        return f"SELECT {selected or '1'} FROM {rows}{clause}"
+        return f"SELECT {selected} FROM {rows}{clause}"
 
     def _with_grand_total(self) -> str:
         """Return the partial groups, and a neutral one for the set without keys, if there is one.
