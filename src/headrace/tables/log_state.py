@@ -102,6 +102,8 @@ def load(storage: Storage, name: str, version: int | None = None) -> LogState | 
         state = LogState(name, storage.uri(name))
         base = max((c for c in checkpoints if version is None or c <= version), default=None)
         if base is not None:
+            if not storage.exists(log_entries.checkpoint_path(name, base)):
+                continue
             state.apply(base, read_checkpoint(storage, name, base))
             state.base_version = base
             state.metadata = _metadata_of(storage, name, base)
