@@ -235,3 +235,37 @@ def test_what_the_engine_says_becomes_what_to_do(error, kind, code):
     told = failure(error)
     assert isinstance(told, kind)
     assert told.code == code
+
+
+def test_an_engine_that_is_beyond_help_says_so(client):
+    engine = client.app.state.engine
+    told = []
+    engine.on_broken = lambda: told.append(1)
+
+    def die(_):
+        cause = duckdb.FatalException("FATAL Error")
+        raise failure(cause) from cause
+
+    with pytest.raises(Internal):
+        client.runner.run(engine.run(die, 1.0))
+    assert told == [1]
+
+
+def test_a_relation_is_held_in_memory_only_if_it_is_small(client, world, monkeypatch):
+    world.epoch([world.sale(i) for i in range(3)])
+
+    def kinds(session):
+        relation = client.app.state.readings.catalog.table("sales")
+        seen = []
+        for _ in range(3):
+            session.prepare([relation])
+            seen.append(session._known["sales"][1])
+            assert session.select("SELECT count(*) AS n FROM sales")["n"][0].as_py() == 3
+        return seen
+
+    engine = client.app.state.engine
+    monkeypatch.setattr("headrace.serve.query.HELD_ROWS_MAX", 2)
+    assert client.runner.run(engine.run(kinds, 9.0, urgent=True)) == ["VIEW", "VIEW", "VIEW"]
+    monkeypatch.setattr("headrace.serve.query.HELD_ROWS_MAX", 3)
+    world.epoch([], offsets={"events/0": 9})
+    assert client.runner.run(engine.run(kinds, 9.0, urgent=True)) == ["TABLE", "TABLE", "TABLE"]

@@ -42,7 +42,7 @@ def over(path):
 
 def stopped(process):
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=5)
+    out, err = process.communicate(timeout=10)
     return process.returncode, out, err
 
 

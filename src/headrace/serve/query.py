@@ -32,7 +32,9 @@ SETTINGS = {
 Kind = Literal["VIEW", "TABLE"]
 
 HELD_BYTES_MAX = 1 << 20
-"""Size of a relation's files up to which a thread keeps its rows in memory."""
+"""Size of a relation's files up to which a thread keeps its rows in memory …"""
+HELD_ROWS_MAX = 100_000
+"""… if they are no more than this: files of equal rows are tiny, whatever their number."""
 
 INTERRUPT_EVERY_S = 0.05
 
@@ -60,7 +62,7 @@ class Session:
             identity, kind = self._known.get(relation.name, (None, None))
             if identity != relation.identity:
                 self._make(relation, "VIEW")
-            elif kind == "VIEW" and relation.size_bytes <= HELD_BYTES_MAX:
+            elif kind == "VIEW" and _is_small(relation):
                 self._make(relation, "TABLE")
 
     def _make(self, relation: Relation, kind: Kind) -> None:
@@ -220,6 +222,10 @@ class _Task(Generic[T]):
             self._interrupted = True
             if self._session is not None:
                 self._session.connection.interrupt()
+
+
+def _is_small(relation: Relation) -> bool:
+    return relation.size_bytes <= HELD_BYTES_MAX and relation.rows <= HELD_ROWS_MAX
 
 
 def failure(error: duckdb.Error) -> HeadraceError:
