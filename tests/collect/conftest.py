@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import socket
 import threading
@@ -10,9 +11,15 @@ import uuid
 import pyarrow as pa
 import pytest
 
+from headrace.collect.collector import Collector
+from headrace.collect.exchange import HeaderList, Request
+from headrace.collect.limits import Limits, Share
 from headrace.model.batch import RECORDS, Batch, decode, encode
+from headrace.model.clock import ManualClock
 from headrace.model.errors import Invalid, Unavailable
 from headrace.model.log import Appended, TopicInfo
+from headrace.model.plan import Plan, Route, Topic
+from headrace.model.schema import Field, Schema, Type
 
 
 class MemoryLog:
@@ -85,6 +92,100 @@ class MemoryLog:
             base = sum(map(len, self.batches[topic]))
             self.batches[topic].append(records)
             done([Appended(topic, 0, base, range(len(records)))])
+
+
+EVENTS = Schema(
+    "Event",
+    (
+        Field("event_type", "event_type", Type("string")),
+        Field("n", "n", Type("integer"), nullable=True, required=False),
+        Field("host", "Host", Type("string"), nullable=True, required=False),
+    ),
+)
+GAME = Plan(
+    "game",
+    topics=(
+        Topic("events", 3, EVENTS),
+        Topic("named", 1, None, id_field="id", key_field="player"),
+        Topic("free", 1),
+    ),
+    routes=(
+        Route("/buy", "events", {"event_type": "buy"}, "Bought!\n"),
+        Route("/join/{guild}", "events", {"event_type": "join", "guild": "{guild}"}, "ok"),
+        Route("/typed", "events", {"event_type": "t", "n": "not a number"}, "typed"),
+    ),
+)
+LIMITS = Limits(records_max=5_000, body_bytes_max=12 << 20, inline_bytes_max=4_000)
+
+
+class Door:
+    """A collector without a server: one request, one answer."""
+
+    def __init__(self, log, limits=LIMITS, **options):
+        for topic in GAME.topics:
+            log.create(topic.name, topic.partitions)
+        self.log = log
+        self.clock = ManualClock()
+        self.lost = []
+        self.mark = EVENTS.fingerprint
+        self.collector = Collector(
+            GAME, log, self.clock, limits, on_lost=self.lost.append, **options
+        )
+
+    def __call__(self, method, target, body=b"", headers=(), content_type="application/json"):
+        return self.all([(method, target, body, headers, content_type)])[0]
+
+    def all(self, requests):
+        async def run():
+            return await asyncio.gather(*[self._one(*request) for request in requests])
+
+        return asyncio.run(run())
+
+    async def _one(self, method, target, body=b"", headers=(), content_type="application/json"):
+        path, _, query = target.partition("?")
+        sent = [*headers]
+        if content_type is not None:
+            sent.append(("content-type", content_type))
+        if body:
+            sent.append(("content-length", str(len(body))))
+
+        async def read():
+            return body
+
+        share = Share(self.collector.budget)
+        answer = await self.collector.respond(
+            Request(method, path, query, HeaderList(sent), read, share)
+        )
+        share.give_back()
+        if answer is None:
+            return None
+        assert answer.status != 500
+        return answer
+
+    def post(self, body, topic="events", query="", **options):
+        return self("POST", f"/v1/topics/{topic}{query}", body, **options)
+
+    def close(self):
+        self.collector.close()
+
+
+@pytest.fixture
+def open_door(log):
+    """Return a function that opens a collector over the log, with limits and options."""
+    doors = []
+
+    def open_door(limits=LIMITS, **options):
+        doors.append(Door(log, limits, **options))
+        return doors[-1]
+
+    yield open_door
+    for door in doors:
+        door.close()
+
+
+@pytest.fixture
+def door(open_door):
+    return open_door()
 
 
 @pytest.fixture

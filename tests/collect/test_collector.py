@@ -9,94 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headrace.collect.collector import Collector
 from headrace.collect.exchange import HeaderList, Request
 from headrace.collect.limits import Limits, Share
 from headrace.model.batch import UNMARKED, is_client_chosen
-from headrace.model.clock import ManualClock
 from headrace.model.errors import Corrupt, Invalid, Unavailable
-from headrace.model.plan import Plan, Route, Topic
-from headrace.model.schema import Field, Schema, Type
 
 JSON = "application/json"
 LINES = "application/x-ndjson"
-EVENTS = Schema(
-    "Event",
-    (
-        Field("event_type", "event_type", Type("string")),
-        Field("n", "n", Type("integer"), nullable=True, required=False),
-        Field("host", "Host", Type("string"), nullable=True, required=False),
-    ),
-)
-PLAN = Plan(
-    "game",
-    topics=(
-        Topic("events", 3, EVENTS),
-        Topic("named", 1, None, id_field="id", key_field="player"),
-        Topic("free", 1),
-    ),
-    routes=(
-        Route("/buy", "events", {"event_type": "buy"}, "Bought!\n"),
-        Route("/join/{guild}", "events", {"event_type": "join", "guild": "{guild}"}, "ok"),
-        Route("/typed", "events", {"event_type": "t", "n": "not a number"}, "typed"),
-    ),
-)
-LIMITS = Limits(records_max=5_000, body_bytes_max=12 << 20, inline_bytes_max=4_000)
 GOOD = b'{"event_type":"good","n":1}'
-
-
-class Door:
-    """A collector without a server: one request, one answer."""
-
-    def __init__(self, log, limits=LIMITS, **options):
-        for topic in PLAN.topics:
-            log.create(topic.name, topic.partitions)
-        self.log = log
-        self.clock = ManualClock()
-        self.lost = []
-        self.collector = Collector(
-            PLAN, log, self.clock, limits, on_lost=self.lost.append, **options
-        )
-
-    def __call__(self, method, target, body=b"", headers=(), content_type=JSON):
-        return self.all([(method, target, body, headers, content_type)])[0]
-
-    def all(self, requests):
-        async def run():
-            return await asyncio.gather(*[self._one(*request) for request in requests])
-
-        return asyncio.run(run())
-
-    async def _one(self, method, target, body=b"", headers=(), content_type=JSON):
-        path, _, query = target.partition("?")
-        sent = [*headers]
-        if content_type is not None:
-            sent.append(("content-type", content_type))
-        if body:
-            sent.append(("content-length", str(len(body))))
-
-        async def read():
-            return body
-
-        share = Share(self.collector.budget)
-        answer = await self.collector.respond(
-            Request(method, path, query, HeaderList(sent), read, share)
-        )
-        share.give_back()
-        if answer is None:
-            return None
-        assert answer.status != 500
-        return answer
-
-    def post(self, body, topic="events", query="", **options):
-        return self("POST", f"/v1/topics/{topic}{query}", body, **options)
-
-
-@pytest.fixture
-def door(log):
-    door = Door(log)
-    yield door
-    door.collector.close()
 
 
 def told(answer):
@@ -117,7 +37,7 @@ def test_an_object_is_one_record(door):
     assert (answer.status, told(answer)) == (200, {"accepted": 1, "dead": 0, "errors": []})
     kept = door.log.all("events")
     assert kept.values == [GOOD]
-    assert kept.marks == [EVENTS.fingerprint]
+    assert kept.marks == [door.mark]
     assert kept.received_at == [door.clock.now_us()]
     assert (kept.keys, kept.headers) == ([None], [b""])
     assert not is_client_chosen(kept.ids[0])
@@ -155,141 +75,15 @@ def test_a_bad_record_among_good_neighbours_is_kept_and_told(door):
         ],
     }
     kept = door.log.all("events")
-    mark = EVENTS.fingerprint
+    mark = door.mark
     assert kept.marks == [mark, UNMARKED, UNMARKED, mark]
     assert kept.values[1:3] == [b'{"event_type":5}', b'{"event_type":']
 
 
-def test_errors_listed_are_bounded_and_all_are_counted(log):
-    door = Door(log, Limits(errors_listed_max=3))
+def test_errors_listed_are_bounded_and_all_are_counted(open_door):
+    door = open_door(Limits(errors_listed_max=3))
     answer = told(door.post(b"\n".join([b"{}"] * 10), content_type=LINES))
     assert (answer["dead"], len(answer["errors"])) == (10, 3)
-    door.collector.close()
-
-
-DEEP = b'{"event_type":"x","d":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
-DEAD = {
-    "wrong type": (b'{"event_type":5}', "invalid_record"),
-    "missing field": (b'{"n":5}', "invalid_record"),
-    "no object": (b"[1]", "invalid_record"),
-    "2^63": (b'{"event_type":"x","n":9223372036854775808}', "invalid_record"),
-    "duplicate key": (b'{"event_type":"x","event_type":"y"}', "duplicate_key"),
-    "duplicate undeclared key": (b'{"event_type":"x","u":1,"u":1}', "duplicate_key"),
-    "bad UTF-8": (b'{"event_type":"\xff"}', "invalid_utf8"),
-    "bad UTF-8 undeclared": (b'{"event_type":"x","u":"\xc3\x28"}', "invalid_utf8"),
-    "10,000 deep": (DEEP, "too_deep"),
-}
-UNJSON = {
-    "NaN": b'{"event_type":"x","n":NaN}',
-    "cut off": b'{"event_type":"x"',
-    "two values": b'{"event_type":"x"}{}',
-    "no JSON": b"hello",
-    "no JSON, no UTF-8": b"\xff\xfe\x00",
-    "100 open": b"[" * 100,
-}
-
-
-@pytest.mark.parametrize("name", [n for n in DEAD if n != "no object"])
-def test_a_bad_record_alone_is_a_dead_letter(door, name):
-    value, code = DEAD[name]
-    answer = told(door.post(value))
-    assert (answer["accepted"], answer["dead"]) == (0, 1)
-    assert answer["errors"][0]["code"] == code
-    assert door.log.all("events").values == [value]
-
-
-@pytest.mark.parametrize("name", UNJSON)
-def test_a_body_that_is_no_json_is_refused_and_not_appended(door, name):
-    assert error(door.post(UNJSON[name])) in {(400, "malformed_json"), (400, "too_deep")}
-    assert door.log.submits == 0
-
-
-@pytest.mark.parametrize("name", [*DEAD, *UNJSON])
-def test_a_bad_line_among_good_neighbours(door, name):
-    bad = DEAD[name][0] if name in DEAD else UNJSON[name]
-    body = b"\n".join([*[GOOD] * 1_000, bad, *[GOOD] * 1_000])
-    answer = told(door.post(body, content_type=LINES))
-    assert (answer["accepted"], answer["dead"]) == (2_000, 1)
-    assert answer["errors"][0]["index"] == 1_000
-    kept = door.log.all("events")
-    assert kept.values[1_000] == bad
-    assert kept.marks.count(UNMARKED) == 1
-
-
-@pytest.mark.parametrize("name", DEAD)
-def test_a_bad_element_among_good_neighbours(door, name):
-    body = b"[" + b",".join([*[GOOD] * 500, DEAD[name][0], *[GOOD] * 500]) + b"]"
-    answer = told(door.post(body))
-    assert (answer["accepted"], answer["dead"]) == (1_000, 1)
-    assert door.log.all("events").values[500] == DEAD[name][0]
-
-
-def test_a_string_of_ten_megabytes_is_a_record(door):
-    value = b'{"event_type":"' + b"x" * (10 << 20) + b'"}'
-    assert told(door.post(value))["accepted"] == 1
-    assert door.log.all("events").values == [value]
-
-
-def test_a_topic_without_a_record_type_takes_any_object(door):
-    assert told(door.post(b'{"a":[1,{"b":2}]}', "free"))["accepted"] == 1
-    assert told(door.post(b"5", "free"))["dead"] == 1
-
-
-# What is refused before anything is appended
-
-
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "x"])
-def test_wrong_content_types(door, content_type):
-    assert error(door.post(GOOD, content_type=content_type)) == (415, "unsupported_media_type")
-    assert door.log.submits == 0
-
-
-@pytest.mark.parametrize("body", [b"", b"  ", b"[]"])
-def test_empty_bodies(door, body):
-    assert error(door.post(body)) == (400, "empty_body")
-
-
-def test_unknown_topics_paths_and_methods(door):
-    assert error(door.post(GOOD, "nothing")) == (404, "unknown_topic")
-    assert error(door("GET", "/v1/topics/nothing/records")) == (404, "unknown_topic")
-    assert door("GET", "/elsewhere") is None
-    answer = door("PUT", "/v1/topics/events", GOOD)
-    assert error(answer) == (405, "method_not_allowed")
-    assert ("allow", "POST, OPTIONS") in answer.headers
-    assert error(door("DELETE", "/buy")) == (405, "method_not_allowed")
-
-
-def test_options_and_head_append_nothing(door):
-    answer = door("OPTIONS", "/buy")
-    assert (answer.status, answer.headers) == (204, [("allow", "GET, POST, HEAD, OPTIONS")])
-    assert door("HEAD", "/buy").status == 200
-    assert door.log.submits == 0
-
-
-def test_too_many_records_and_too_large_after_gzip(door):
-    body = b"\n".join([b"{}"] * 5_001)
-    assert error(door.post(body, content_type=LINES)) == (413, "too_many_records")
-    bomb = gzip.compress(bytes(50 << 20))
-    packed = [("content-encoding", "gzip")]
-    assert error(door.post(bomb, headers=packed)) == (413, "body_too_large")
-    assert error(door.post(b"\x1f\x8bxx", headers=packed)) == (400, "malformed_gzip")
-    assert error(door.post(GOOD, headers=[("content-encoding", "br")])) == (
-        415,
-        "unsupported_encoding",
-    )
-    assert door.log.submits == 0
-
-
-def test_gzip_that_blows_up_past_the_budget_is_refused(log):
-    door = Door(log, Limits(in_flight_bytes_max=1 << 20))
-    body = gzip.compress(b"[" + b",".join([GOOD] * 100_000) + b"]")
-    answer = door.post(body, headers=[("content-encoding", "gzip")])
-    assert error(answer) == (503, "too_busy")
-    door.collector.close()
-
-
-def test_wait_has_two_values(door):
-    assert error(door.post(GOOD, query="?wait=perhaps")) == (400, "invalid_parameter")
 
 
 # The log's part
@@ -319,13 +113,11 @@ def test_a_full_log_is_told_and_nothing_is_acknowledged(door, full):
     assert door.post(GOOD).status == 200
 
 
-def test_a_damaged_log_is_reported_as_lost(log):
-    door = Door(log)
+def test_a_damaged_log_is_reported_as_lost(door, log):
     log.fail = Corrupt("damaged")
     answer = asyncio.run(_post_raw(door, GOOD))
     assert answer.status == 500
     assert [e.code for e in door.lost] == ["corrupt"]
-    door.collector.close()
 
 
 async def _post_raw(door, body):
@@ -364,7 +156,7 @@ def test_an_unexpected_exception_is_logged_without_what_it_holds(door, caplog):
     assert "s3cret" not in caplog.text + answer.body.decode()
 
 
-def test_the_hook_decides_who_may_append(log):
+def test_the_hook_decides_who_may_append(open_door, log):
     def admit(request, topic):
         who = request.headers.get("authorization")
         if who is None:
@@ -373,7 +165,7 @@ def test_the_hook_decides_who_may_append(log):
             raise Unavailable("slow down", code="rate_limited", retry_after_s=7)
         return who
 
-    door = Door(log, admit=admit)
+    door = open_door(admit=admit)
     assert error(door.post(GOOD)) == (401, "unauthorized")
     limited = door.post(GOOD, headers=[("authorization", "slow")])
     assert error(limited) == (429, "rate_limited")
@@ -382,7 +174,6 @@ def test_the_hook_decides_who_may_append(log):
         door.post(GOOD, headers=[("authorization", who), ("idempotency-key", "1")])
     a, b, again = log.all("events").ids
     assert a == again != b
-    door.collector.close()
 
 
 # Names and keys
@@ -471,7 +262,7 @@ def test_bodies_that_a_route_cannot_take(door):
         (b"{}\n{}", LINES, 415),
         (b"[]", JSON, 400),
         (b"{", JSON, 400),
-        (DEEP, JSON, 400),
+        (b'{"d":' + b"[" * 10_000 + b"]" * 10_000 + b"}", JSON, 400),
     ]:
         assert door("POST", "/buy", body, content_type=content_type).status == status
     assert door.log.submits == 0
@@ -527,9 +318,9 @@ def test_reading_parameters_are_checked(door, query):
     ),
     st.lists(st.integers(1, 29), max_size=4),
 )
-def test_accepted_and_dead_are_all_that_was_sent(log, lines, cuts):
+def test_accepted_and_dead_are_all_that_was_sent(open_door, log, lines, cuts):
     log.batches.clear()
-    door = Door(log)
+    door = open_door()
     edges = sorted({0, len(lines), *[c for c in cuts if c < len(lines)]})
     parts = [lines[a:b] for a, b in pairwise(edges)]
     answers = door.all(
@@ -540,4 +331,3 @@ def test_accepted_and_dead_are_all_that_was_sent(log, lines, cuts):
     kept = log.all("events")
     assert kept.values == lines
     assert sum(r["dead"] for r in results) == kept.marks.count(UNMARKED)
-    door.collector.close()
