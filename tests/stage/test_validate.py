@@ -236,6 +236,25 @@ def verdict(validator: Validator, value: bytes) -> str:
     return "valid"
 
 
+DEEP = b'{"y":' + b"[" * 64 + b"]" * 64 + b"}"
+LINES = st.sampled_from(
+    [
+        *(b"", b" ", b"{}", b'{"x":1}', b'{"x": 1}', b'{"x":"1"}', b'{"x":1}\n', b"{", b"}"),
+        *(b'{"x":1},{"x":2}', b'{"x":1,"x":2}', b'{"y":"\xff"}', DEEP, b"\n"),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(LINES, max_size=12), st.sampled_from([0, 300]))
+def test_many_at_once_are_judged_as_one_by_one(values, good):
+    values = [b'{"x":7}'] * good + values
+    for validator in (ANY, LOOSE, INTEGER):
+        refused = validator.check_many(values)
+        found = [refused[i].code if i in refused else "valid" for i in range(len(values))]
+        assert found == [verdict(validator, value) for value in values]
+
+
 def test_null_for_a_field_with_a_default_is_refused_in_inner_objects_only():
     inner = Field("y", "y", Type("integer"), nullable=True, required=False, default="1")
     assert refusal(one(Type("struct", fields=(inner,))), '{"x":{"y":null}}')[0] == "invalid_record"

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.define.types import quoted, record_columns
-from headrace.model.errors import Invalid
 from headrace.model.plan import RECORD_COLUMNS, Plan, Table, TableInput, Topic
 from headrace.model.runner import KnownIds, TableCount, TopicCount
 from headrace.stage.decode import RELATION, decode_sql
@@ -249,14 +248,8 @@ class _Topic:
         marks = part.records.column("mark").to_numpy()
         unmarked = np.flatnonzero(marks != self._validator.fingerprint)
         values = part.records.column("value").take(pa.array(unmarked)).to_pylist()
-        check = self._validator.check
-        errors = {}
-        for at, value in zip(unmarked.tolist(), values, strict=True):
-            try:
-                check(value)
-            except Invalid as error:
-                errors[at] = (error.code, error.message)
-        return errors
+        refused = self._validator.check_many(values)
+        return {int(unmarked[i]): (e.code, e.message) for i, e in refused.items()}
 
     def add_letter(
         self, letters: Letters, part: Slice, at: int, output: str | None, code: str, message: str

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from types import GenericAlias
@@ -47,6 +47,9 @@ _YEARS_AT_THE_EDGE = (1, 9999)
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _DECIMAL_TEXT = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+_LINES = 256
+"""Values that are judged at once; if one of them may be wrong, each is looked at alone."""
+
 _WHITESPACE = (b" ", b"\t", b"\n", b"\r")
 
 _Check = Callable[[Any, str], None]
@@ -73,7 +76,9 @@ class Validator:
         self._check: _Check | None = None
         if schema is not None:
             kind, self._check = _struct(schema.name, schema.fields)
-        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(kind).decode
+        decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+        self._decode: Callable[[bytes], Any] = decoder.decode
+        self._decode_lines: Callable[[bytes], list[Any]] = decoder.decode_lines
 
     def check(self, value: bytes) -> None:
         """Return if `value` is a valid record, else raise `Invalid`.
@@ -98,6 +103,46 @@ class Validator:
             is_canonical = False  # a number in an undeclared field that Python cannot hold
         if not is_canonical:
             _check_keys(value, containers)
+
+    def check_many(self, values: Sequence[bytes]) -> dict[int, Invalid]:
+        """Return what `check` raises, by position, for those of many values that are not valid.
+
+        Several times as fast as one by one where most are valid.
+        """
+        refused = {}
+        for start in range(0, len(values), _LINES):
+            some = values[start : start + _LINES]
+            if not self._are_surely_valid(some):
+                for i, value in enumerate(some, start):
+                    try:
+                        self.check(value)
+                    except Invalid as error:
+                        refused[i] = error
+        return refused
+
+    def _are_surely_valid(self, values: Sequence[bytes]) -> bool:
+        """Judge values as lines of one text, which msgspec reads in one call."""
+        text = b"\n".join(values)
+        if text.count(b"\n") != len(values) - 1:
+            return False
+        # Every record has a container of its own, so none can have all the others.
+        containers = text.count(b"{") + text.count(b"[") - (len(values) - 1)
+        if containers > DEPTH_MAX and any(
+            v.count(b"{") + v.count(b"[") > DEPTH_MAX for v in values
+        ):
+            return False
+        try:
+            if not text.isascii():
+                text.decode()
+            records = self._decode_lines(text)
+            if len(records) != len(values):
+                return False  # blank lines are passed over
+            if self._check is not None:
+                for record in records:
+                    self._check(record, "$")
+            return _encode_lines(_decode_any_lines(text)) == text + b"\n"
+        except (msgspec.DecodeError, ValueError, Invalid):
+            return False
 
 
 _ANY_OBJECT = Schema("", ()).fingerprint
@@ -143,7 +188,9 @@ def _check_keys(value: bytes, containers: int) -> None:
 
 
 _decode_any = msgspec.json.Decoder().decode
+_decode_any_lines = msgspec.json.Decoder().decode_lines
 _encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 
 def _keys_at_most(value: bytes, keys: int, containers: int) -> bool:
