@@ -64,13 +64,8 @@ class StateEntry(msgspec.Struct, frozen=True):
 Done = Callable[[list[Appended] | HeadraceError], None]
 """What `submit` calls with its result."""
 
-
 DELETED = "deleted/"
-"""Prefix of the keys under which a log remembers what it was told to delete.
-
-The key is the prefix and the deleted incarnation, the value the topic's name. So a topic whose
-incarnation changed without such an entry was not deleted by anybody: its log was lost.
-"""
+"""A log remembers a deletion under this and the incarnation. One that is gone without was lost."""
 
 
 class LogReader(Protocol):

@@ -12,7 +12,7 @@ stands in `log_crashes`.
 
 from __future__ import annotations
 
-import os
+import hashlib
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -197,7 +197,8 @@ def sizes_follow_the_records(place: LogPlace) -> None:
 
 def large_records_come_back(place: LogPlace) -> None:
     """A value of 10 MB and one of no bytes, beside each other."""
-    sent = [b"", os.urandom(10 << 20), b"a" * (1 << 20), b""]  # noqa: TID251 - bytes that do not shrink
+    incompressible = hashlib.shake_256(b"large").digest(10 << 20)
+    sent = [b"", incompressible, b"a" * (1 << 20), b""]
     with closing(place.open()) as log:
         log.create("events", 1)
         log.append("events", values(*sent))
