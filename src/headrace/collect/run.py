@@ -12,6 +12,7 @@ is durable by then, as it was when it was acknowledged.
 
 from __future__ import annotations
 
+import resource
 import sys
 import threading
 from collections.abc import Callable
@@ -30,6 +31,10 @@ from headrace.model.role import Role
 _SWITCH_INTERVAL_S = 0.0005
 """The log's thread takes the interpreter back from a busy event loop this soon after a commit, not
 after Python's 5 ms: requests wait for it."""
+
+
+_OTHER_FILES = 1_024
+"""Open files beside connections: segments, sockets of other roles, bridged requests."""
 
 
 def run_role(role: Role) -> None:
@@ -62,7 +67,9 @@ def run_collect(
     Raises `Invalid` if the port or the log is taken, and what the log failed with if it must not
     go on.
     """
+    limits = limits or Limits()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    _allow_open_files(limits.connections_max + _OTHER_FILES)
     layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         # 1
@@ -76,10 +83,19 @@ def run_collect(
             plan,
             log,
             clock,
-            limits or Limits(),
+            limits,
             run_dir=layout.run,
             upstream=layout.serve,
             admit=admit,
             reader=lambda: closing(EmbeddedLogReader(layout.log)),
         )
         door.run(host, port, stop=stop, ready=ready)
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raise the process's own limit as far as it may: many systems begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
