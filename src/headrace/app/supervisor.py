@@ -1,7 +1,7 @@
 """Runs the roles of a pipeline: starts them in order, restarts what dies, stops all together.
 
-Order of the start: collect (it owns the log), process, serve, pull; each is ready before the next
-begins. Order of the stop: pull, collect, process, serve, so that what was acknowledged is in the
+Order of the start: collect, because it owns the log, then process, serve and pull beside one
+another. Order of the stop: pull, collect, process, serve, so that what was acknowledged is in the
 log before its reader ends. Every role is a child process; stopping is by process id, never by name.
 """
 
@@ -88,8 +88,11 @@ class Supervisor:
             self._layout.plan.write_bytes(msgspec.json.encode(self._plan))
             self._lifeline = os.pipe()
             try:
-                for role in self._roles:
-                    self._start(role)
+                if "collect" in self._roles:
+                    self._wait_ready(*self._start("collect"))
+                begun = [self._start(r) for r in self._roles if r != "collect"]
+                for child, reader in begun:
+                    self._wait_ready(child, reader)
                 ready()
                 self._watch(until_idle=until_idle)
             finally:
@@ -97,7 +100,7 @@ class Supervisor:
                 for descriptor in self._lifeline:
                     os.close(descriptor)
 
-    def _start(self, role: str) -> None:
+    def _start(self, role: str) -> tuple[Child, int]:
         reader, writer = os.pipe()
         lifeline = self._lifeline[0]
         command = [sys.executable, "-m", "headrace.app.role", role]
@@ -113,7 +116,7 @@ class Supervisor:
         if before:
             child.backoff_s, child.restarts = before.backoff_s, before.restarts
         self._children[role] = child
-        self._wait_ready(child, reader)
+        return child, reader
 
     def _wait_ready(self, child: Child, reader: int) -> None:
         with open(reader, "rb", buffering=0) as pipe:
@@ -169,7 +172,7 @@ class Supervisor:
         child.backoff_s = min(child.backoff_s * 2, BACKOFF_S_MAX)
         child.restarts += 1
         if not self.stop.is_set():
-            self._start(child.role)
+            self._wait_ready(*self._start(child.role))
             if self._draining and child.role == "process":
                 self._tell_to_drain()
 
