@@ -1,8 +1,9 @@
 """A process that appends numbered events and owns the pipeline, until a failpoint ends it.
 
 `python worker.py DATA TOTAL MODE`: MODE `both` appends and processes, `append` only fills the log,
-`process` only owns the pipeline over a log that nobody writes. Started again, it goes on: what
-was not acknowledged is sent again under the same client-chosen id, as a client would.
+`own` owns log and pipeline and appends nothing, with a horizon so short that the log is trimmed,
+`process` only owns the pipeline over a log that nobody writes. Started again, it goes on: what was
+not acknowledged is sent again under the same client-chosen id, as a client would.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import threading
 from pathlib import Path
 
 import msgspec
+
 from headrace.define.check import check, load
 from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
-from headrace.runner.local import LocalRunner
-
 from headrace.model.batch import Batch
 from headrace.model.clock import SystemClock
 from headrace.model.ids import client_id
 from headrace.model.plan import Options, Plan
 from headrace.process.loop import Loop, Progress
 from headrace.process.recover import recover
+from headrace.runner.local import LocalRunner
 from headrace.stage.engine import Engine
 from headrace.tables.delta import DeltaTables
 from headrace.tables.repair import repair
@@ -33,6 +34,8 @@ from headrace.testing.checker import Acknowledged
 HERE = Path(__file__).parent
 BAD_EVERY = 10
 BATCH = 20
+OWN_S = 1.0
+"""How long `own` goes on at least, so that what it committed comes of age and is trimmed."""
 SMALL = Options(
     every_s=0.001,
     segment_bytes_max=40_000,
@@ -40,18 +43,19 @@ SMALL = Options(
     commits_per_checkpoint=5,
     keep_commits_s=0,
     log_retention_s=0,
-    horizon_s=600,
     tidy_every_s=0.02,
     retain_every_s=0.02,
 )
 """Small bounds everywhere, so that a short run does all kinds of work."""
 
 
-def compiled() -> Plan:
+def compiled(mode: str) -> Plan:
     plan = check(load(HERE / "numbered.py"))
     assert isinstance(plan, Plan), plan
     cut = int(os.environ.get("CUT_BYTES", "6000"))
-    return msgspec.structs.replace(plan, options=dataclasses.replace(SMALL, epoch_bytes_max=cut))
+    horizon_s = 0.05 if mode == "own" else 600
+    options = dataclasses.replace(SMALL, epoch_bytes_max=cut, horizon_s=horizon_s)
+    return msgspec.structs.replace(plan, options=options)
 
 
 def event(number: int) -> bytes:
@@ -71,7 +75,7 @@ def append(log: EmbeddedLog, numbers: list[int], clock: SystemClock) -> None:
 def main() -> None:
     data, total, mode = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     clock = SystemClock()
-    plan = compiled()
+    plan = compiled(mode)
     acknowledged = Acknowledged(data / "acknowledged")
     known = set(acknowledged.read())
     todo = [n for n in range(total) if n not in known]
@@ -103,6 +107,8 @@ def main() -> None:
 
     if mode == "both":
         threading.Thread(target=feed, daemon=True).start()
+    elif mode == "own":
+        threading.Timer(OWN_S, fed.set).start()
     else:
         fed.set()
     Loop(owner, threading.Event(), Progress(), drain=fed.is_set, threads=1).run()
