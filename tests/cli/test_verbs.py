@@ -281,7 +281,7 @@ def test_sql_prints_rows_for_people_and_for_scripts(headrace, tmp_path):
         "at",
         "1",
         "é",
-        "2026-01-01T00:00:00Z",
+        "2026-01-01T00:00:00.000000Z",
     ]
     assert headrace("sql", "--json", stdin=b"SELECT 2 AS n;").json() == [{"n": 2}]
 

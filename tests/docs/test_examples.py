@@ -1,0 +1,146 @@
+"""Every example of the README and of the guide does what the text around it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from headrace.app.cli.main import call, cli
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+BLOCK = re.compile(r"(?:<!-- (?P<name>[^>]*?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
+BIN = Path(sys.executable).parent
+
+
+def blocks(text, kind):
+    return [(m["name"], m["text"]) for m in BLOCK.finditer(text) if m["kind"] == kind]
+
+
+def commands(text):
+    """Yield every `headrace …` line of the shell blocks, without its comment."""
+    for _, block in blocks(text, "sh"):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            while words and "=" in words[0]:
+                words.pop(0)
+            if words and words[0] == "headrace":
+                yield words[1:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with every named file of the guide."""
+    folder = tmp_path_factory.mktemp("guide")
+    for match in BLOCK.finditer(GUIDE):
+        if match["name"]:
+            path = folder / match["name"]
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(match["text"])
+    return folder
+
+
+ALL_COMMANDS = [*commands(README), *commands(GUIDE)]
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS, ids=" ".join)
+def test_every_command_exists_with_its_options(words):
+    command, context, rest = cli, None, list(words)
+    while isinstance(command, click.Group):
+        context = click.Context(command, parent=context)
+        name = rest.pop(0)
+        command = command.get_command(context, name)
+        assert command is not None, name
+    known = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+    assert {w for w in rest if w.startswith("--")} <= known
+
+
+def test_there_is_something_to_test():
+    assert len(ALL_COMMANDS) > 15
+    assert {name for name, _ in blocks(GUIDE, "python")} == {"shop.py", "test_shop.py", "replay.py"}
+
+
+@pytest.mark.parametrize("name", ["shop.py", "replay.py"])
+def test_the_guides_pipelines_pass_the_check(name, folder, capsys):
+    assert call(["check", str(folder / name)]) == 0, capsys.readouterr()
+
+
+def test_the_readmes_pipeline_passes_the_check(tmp_path, capsys):
+    ((_, text),) = blocks(README, "python")
+    (tmp_path / "pipeline.py").write_text(text)
+    assert call(["check", str(tmp_path / "pipeline.py")]) == 0, capsys.readouterr()
+
+
+def test_the_guides_case_passes(folder, capsys):
+    assert call(["test", str(folder / "shop.py")]) == 0, capsys.readouterr()
+
+
+def test_the_guides_pytest_passes(folder):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shop.py"]
+    told = subprocess.check_output(command, cwd=folder, text=True, timeout=120)
+    assert "1 passed" in told
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def shop(folder):
+    """The guide's pipeline, running."""
+    port = free_port()
+    command = [BIN / "headrace", "run", "shop.py", "--data", "shop-data", "--port", str(port)]
+    run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in run.stderr:
+            if "runs at" in line:
+                break
+        assert run.poll() is None
+        yield port
+    finally:
+        run.send_signal(signal.SIGINT)
+        run.wait(30)
+        run.stderr.close()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the guide's requests are made by curl")
+def test_the_guide_from_run_to_dead_letter(shop, folder, capsys, monkeypatch):
+    section = GUIDE.split("## Run it")[1].split("## Look inside")[0]
+    lines = [line for _, b in blocks(section, "sh") for line in b.splitlines() if "curl" in line]
+    header = re.search(r'JSON="(.*)"', section)[1]
+    answers = []
+    for line in lines:
+        words = shlex.split(line.replace("8080", str(shop)).replace("$JSON", header))
+        wait = ["--retry", "20", "--retry-all-errors", "--retry-delay", "1", "-f"]
+        extra = wait if "/sold" in line or "views" in line else []
+        answers.append(subprocess.check_output([*words, "-sS", *extra], text=True, timeout=60))
+    assert len(answers) == 5
+    assert answers[0] == "OK\n"
+    assert json.loads(answers[1]) == {"accepted": 1, "dead": 0, "errors": []}
+    assert json.loads(answers[2])["dead"] == 1
+    assert "rows" in json.loads(answers[3])
+    assert "rows" in json.loads(answers[4])
+    monkeypatch.setenv("HEADRACE_DATA", str(folder / "shop-data"))
+    capsys.readouterr()
+    assert call(["tail", "sales", "--from", "beginning", "--exit"]) == 0
+    tailed = [json.loads(line)["sale_id"] for line in capsys.readouterr().out.splitlines()]
+    assert tailed == ["1", "2", "3"]
