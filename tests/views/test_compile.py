@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from headrace.define.types import open_duckdb
 from headrace.define.view_sql import compile_view
 from headrace.model.errors import Invalid
 from headrace.model.plan import Column, Window
@@ -165,3 +166,27 @@ def test_a_window_is_on_a_timestamp(on):
         view("SELECT count(*) AS c FROM events", Window(on, 60, 60))
     assert raised.value.code == "window"
     assert "received_at" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "Host ->> 'dwc:kingdom'",
+        "Host ->> 'a.b'",
+        "log2(n)",
+        "date_trunc('hour', received_at)",
+        "list_transform(tags, lambda t: t || 'x')[1]",
+        "time_bucket(INTERVAL 5 minutes, received_at)",
+        "TRY_CAST(Host AS DOUBLE) // 2",
+        "properties.host[1:2]",
+    ],
+)
+def test_functions_are_left_as_they_were_written(sql):
+    with open_duckdb() as con:
+        columns = ", ".join(f'"{c.name}" {c.type}' for c in COLUMNS)
+        con.execute(f"CREATE TABLE events ({columns})")
+        written = view(f"SELECT {sql} AS k, count(*) AS c FROM events GROUP BY ALL").sql
+        con.execute("SET explain_output = 'all'")
+        original = f"SELECT {sql} AS k, count(*) AS c FROM events GROUP BY {sql}"
+        plans = [con.execute(f"EXPLAIN {q}").fetchall()[0] for q in (written, original)]
+    assert plans[0] == plans[1]

@@ -17,6 +17,7 @@ import sqlglot
 from sqlglot import exp
 
 from headrace.define.types import quoted
+from headrace.define.view_dialect import ViewDialect
 from headrace.model.errors import Invalid
 from headrace.model.plan import Column
 
@@ -121,7 +122,7 @@ def group_by(
 
 def text(tree: exp.Expression) -> str:
     """Return DuckDB's text of an expression."""
-    return str(tree.sql(dialect="duckdb"))
+    return str(tree.sql(dialect=ViewDialect))
 
 
 def refuse(what: str, hint: str) -> Invalid:
@@ -166,7 +167,7 @@ def function_name(node: exp.Expression) -> str:
 
 def _one_select(sql: str) -> exp.Select:
     try:
-        statements = sqlglot.parse(sql, dialect="duckdb")
+        statements = sqlglot.parse(sql, dialect=ViewDialect)
     except sqlglot.errors.SqlglotError as error:
         first = re.sub(r"\x1b\[\d*m", "", str(error)).strip().splitlines()[0]
         raise Invalid(

@@ -15,6 +15,7 @@ from sqlglot import exp
 
 from headrace.define.types import open_duckdb, quoted, stored_type
 from headrace.define.view_aggregates import AggregateCompiler, Call
+from headrace.define.view_dialect import ViewDialect
 from headrace.define.view_parse import (
     NOT_MAINTAINABLE,
     ParsedView,
@@ -62,12 +63,12 @@ def plain_sql(view: View, relation: str | None = None) -> str:
     `relation` is what to read instead of the table's name. The column watermark_passed is not in
     it, since no query over the rows alone gives it.
     """
-    tree = sqlglot.parse_one(view.sql, dialect="duckdb")
+    tree = sqlglot.parse_one(view.sql, dialect=ViewDialect)
     source = relation or quoted(view.table)
     if view.window:
         source = f"(SELECT * FROM {windowed(view.window, source)})"
     tree.args["from_"].set(
-        "this", sqlglot.parse_one(f"FROM {source}", dialect="duckdb").args["from_"].this
+        "this", sqlglot.parse_one(f"FROM {source}", dialect=ViewDialect).args["from_"].this
     )
     return text(tree)
 
@@ -359,7 +360,7 @@ class _Rewriter:
 
 
 def _parsed(sql: str) -> exp.Expression:
-    return sqlglot.parse_one(sql, dialect="duckdb")
+    return sqlglot.parse_one(sql, dialect=ViewDialect)
 
 
 def _arguments(node: exp.Expression) -> tuple[list[exp.Expression], bool, exp.Order | None]:
