@@ -11,7 +11,7 @@ from headrace.model.batch import Batch
 from headrace.model.clock import ManualClock
 from headrace.model.errors import Corrupt
 from headrace.model.plan import Plan, Topic
-from headrace.process.ranges import check_log, choose, positions
+from headrace.process.ranges import check_log, choose, positions, waiting
 
 PLAN = Plan("p", topics=(Topic("events", 2), Topic("missing", 1)))
 
@@ -32,7 +32,8 @@ def log(tmp_path: Path):
 
 
 def pick(log: EmbeddedLog, last=None, bytes_max=1 << 20, records_max=None):
-    return choose(log, PLAN, log.describe(), last, bytes_max=bytes_max, records_max=records_max)
+    there = waiting(log, PLAN, log.describe(), last)
+    return choose(log, there, bytes_max=bytes_max, records_max=records_max)
 
 
 def test_nothing_to_read(log: EmbeddedLog) -> None:

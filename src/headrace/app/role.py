@@ -8,6 +8,7 @@ the other closes, so a supervisor killed outright leaves nothing behind.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -101,7 +102,9 @@ def _once(act: Callable[[], None]) -> Callable[[], None]:
 
 def _say_ready(descriptor: int) -> None:
     if descriptor >= 0:
-        os.write(descriptor, b"ready\n")
+        # The supervisor may be stopping and have stopped listening.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(descriptor, b"ready\n")
         os.close(descriptor)
 
 

@@ -20,7 +20,7 @@ from headrace.process.alarm import DeadLetterAlarm
 from headrace.process.commit import run_epoch
 from headrace.process.housekeeping import Housekeeper
 from headrace.process.owner import Owner
-from headrace.process.ranges import choose, positions
+from headrace.process.ranges import choose, records_in, waiting
 
 POLL_S = 0.02
 """How long an idle loop waits before it looks at the log again."""
@@ -111,14 +111,12 @@ class Loop:
         worked = False
         wait_s = self._started_s + owner.plan.options.every_s - now_s
         if wait_s <= 0:
+            there = waiting(owner.log, owner.plan, self._topics, owner.ledger.last)
+            options = owner.plan.options
             ranges = choose(
-                owner.log,
-                owner.plan,
-                self._topics,
-                owner.ledger.last,
-                bytes_max=self._bytes_max,
-                records_max=owner.plan.options.epoch_records_max,
+                owner.log, there, bytes_max=self._bytes_max, records_max=options.epoch_records_max
             )
+            self._progress.behind = records_in(there) - records_in(ranges)
             if ranges:
                 self._started_s = now_s
                 self.epoch(ranges)
@@ -138,6 +136,9 @@ class Loop:
         self._progress.epoch_s = took_s
         self._progress.epoch_seconds_sum += took_s
         self._progress.alarm = self._alarm.see(row.topics)
+        self._progress.files = {
+            name: len(table.snapshot.files) for name, table in owner.opened.items()
+        }
         if self._progress.alarm and owner.plan.options.stop_on_dead:
             raise Closed(self._progress.alarm, hint="See `headrace dlq list`; then start again.")
 
@@ -145,13 +146,9 @@ class Loop:
         """Return whether tables and views contain everything that the log has."""
         owner = self._owner
         self._topics = owner.log.describe()
-        waiting = 0
-        for topic in owner.plan.topics:
-            if topic.name in self._topics:
-                info = self._topics[topic.name]
-                waiting += sum(e - a for a, e in positions(owner.log, info, owner.ledger.last))
-        self._progress.behind = waiting
-        return waiting == 0
+        there = waiting(owner.log, owner.plan, self._topics, owner.ledger.last)
+        self._progress.behind = records_in(there)
+        return not there
 
 
 def run_owner(

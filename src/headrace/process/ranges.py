@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from headrace.model.errors import Corrupt
 from headrace.model.log import DELETED, LogReader, TopicInfo
@@ -46,43 +48,48 @@ def positions(log: LogReader, info: TopicInfo, last: LedgerRow | None) -> list[t
     return found
 
 
-def choose(
-    log: LogReader,
-    plan: Plan,
-    topics: Mapping[str, TopicInfo],
-    last: LedgerRow | None,
-    *,
-    bytes_max: int,
-    records_max: int | None,
-) -> tuple[Range, ...]:
-    """Return the ranges of the next epoch; empty when there is nothing to read.
-
-    Where more is there than the bounds allow, every partition gives the same share, so none waits
-    for another.
-    """
-    waiting = [
-        (info.name, partition, at, end)
+def waiting(
+    log: LogReader, plan: Plan, topics: Mapping[str, TopicInfo], last: LedgerRow | None
+) -> list[Range]:
+    """Return everything that the log has and no table contains, a range a partition."""
+    return [
+        Range(info.name, partition, at, end)
         for info in (topics[t.name] for t in plan.topics if t.name in topics)
         for partition, (at, end) in enumerate(positions(log, info, last))
         if end > at
     ]
-    if not waiting:
+
+
+def choose(
+    log: LogReader, there: Sequence[Range], *, bytes_max: int, records_max: int | None
+) -> tuple[Range, ...]:
+    """Return what of the ranges that are `there` the next epoch reads.
+
+    Where more is there than the bounds allow, every partition gives the same share, so none waits
+    for another.
+    """
+    if not there:
         return ()
     share = 1.0
-    size = sum(log.size_between(*w) for w in waiting)
+    size = sum(log.size_between(r.topic, r.partition, r.start, r.end) for r in there)
     if size > bytes_max:
         share = bytes_max / size
-    count = sum(end - at for _, _, at, end in waiting)
+    count = records_in(there)
     if records_max is not None and count * share > records_max:
         share = records_max / count
     ranges = []
     left = records_max if records_max is not None else count
-    for topic, partition, at, end in waiting:
-        take = min(max(1, int((end - at) * share)), left)
+    for one in there:
+        take = min(max(1, int((one.end - one.start) * share)), left)
         left -= take
         if take > 0:
-            ranges.append(Range(topic, partition, at, at + take))
+            ranges.append(msgspec.structs.replace(one, end=one.start + take))
     return tuple(ranges)
+
+
+def records_in(ranges: Sequence[Range]) -> int:
+    """Return how many offsets ranges hold."""
+    return sum(r.end - r.start for r in ranges)
 
 
 def check_log(log: LogReader, last: LedgerRow | None) -> None:

@@ -38,21 +38,27 @@ def run_role(role: Role) -> None:
         runner = LocalRunner(log, tables, clock, threads=THREADS)
         engine = Engine(threads=THREADS)
 
+        saying = threading.Lock()
+
+        def say(state: str) -> None:
+            last = next((owner.ledger.last for owner in current), None)
+            with saying:
+                status.write(layout.run, status.status_of(progress, last, clock, state), progress)
+
         def begin() -> Owner:
+            current.clear()
             owner = recover(plan, log, tables, runner, clock, engine, lambda: repair(tables))
             current[:] = [owner]
+            say("running")
             role.ready()
             return owner
 
-        def say(state: str) -> None:
-            last = current[0].ledger.last if current else None
-            status.write(layout.run, status.status_of(progress, last, clock, state), progress)
-
+        say("beginning")
         done = threading.Event()
 
         def keep_saying() -> None:
             while not clock.wait(done, STATUS_EVERY_S):
-                say("running")
+                say("running" if current else "beginning")
 
         reporter = threading.Thread(target=keep_saying, name="status", daemon=True)
         reporter.start()
