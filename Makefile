@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 # How many processes run the tests; a file's tests stay together, for they may share a server.
 TEST_PROCESSES ?= 2
 
+BENCHMARKS ?= door stage pipeline fresh growth
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format docs bench clean
 
@@ -40,7 +42,7 @@ docs: $(READY) ## write docs/reference again
 	$(BIN)/python docs/generate.py
 
 bench: $(READY) ## measure; prints a table and a JSON line for each benchmark
-	$(BIN)/python bench/run.py
+	@for name in $(BENCHMARKS); do $(BIN)/python bench/$$name.py || exit 1; done
 
 clean: ## remove everything that is made
 	rm -rf $(VENV) build dist bench/results
