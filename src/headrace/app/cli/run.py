@@ -12,9 +12,10 @@ from headrace.app.cli.options import data_option, pipeline_argument
 from headrace.app.cli.printing import print_rows
 from headrace.app.demo import Demo
 from headrace.app.pipeline_file import require_plan
-from headrace.app.running import run_pipeline
+from headrace.app.running import check_free, free_port, run_pipeline
 from headrace.app.supervisor import ROLES_IN_ORDER, Address
 from headrace.model.clock import SystemClock
+from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 
 PORT = 8080
@@ -65,17 +66,26 @@ def run(
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True,
-              help="The port to listen on.")  # fmt: skip
+@click.option("--port", type=click.IntRange(1, 65535),
+              help=f"The port to listen on; without, {PORT} or one that is free.")  # fmt: skip
 @click.option("--exit", "ends", is_flag=True, help="End once the counts agree.")
-def demo(port: int, *, ends: bool) -> None:
+def demo(port: int | None, *, ends: bool) -> None:
     """Run the game pipeline in a temporary folder, send it events, and print the counts.
 
     Status 0 if what was counted equals what was acknowledged.
     """
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
         layout = Layout.at(Path(folder) / "data")
-        Demo(layout, SystemClock(), Address("127.0.0.1", port), _show).run(_say, ends=ends)
+        address = Address("127.0.0.1", port or _any_port())
+        Demo(layout, SystemClock(), address, _show).run(_say, ends=ends)
+
+
+def _any_port() -> int:
+    try:
+        check_free(Address("127.0.0.1", PORT))
+    except Invalid:
+        return free_port()
+    return PORT
 
 
 def _show(counts: list[tuple[str, int, int]]) -> None:
