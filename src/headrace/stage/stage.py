@@ -23,6 +23,7 @@ from headrace.model.runner import KnownIds, TableCount, TopicCount
 from headrace.stage.decode import RELATION, decode_sql
 from headrace.stage.duplicates import Partition
 from headrace.stage.engine import Engine, SqlError, bisect
+from headrace.stage.failing import RowSql
 from headrace.stage.letters import Letters
 from headrace.stage.records import Kept, Slice
 from headrace.stage.validate import Validator
@@ -69,7 +70,7 @@ class Stage:
     def __init__(self, plan: Plan, engine: Engine) -> None:
         self._plan = plan
         self._engine = engine
-        self._topics = {t.name: _Topic(t, plan) for t in plan.topics}
+        self._topics = {t.name: _Topic(t, plan, engine) for t in plan.topics}
         self._schemas = {t.name: engine.arrow_schema(t.columns) for t in plan.tables}
         self._horizon_us = round(plan.options.horizon_s * 1_000_000)
 
@@ -166,16 +167,16 @@ class Stage:
     ) -> Iterator[tuple[str, pa.Table]]:
         """Yield the rows of each table that reads the topic."""
         only = kept.only()
-        for table, columns, sql in topic.inputs:
+        for table, columns, row_sql in topic.inputs:
             at = np.array([only.get(i, table) == table for i in range(len(kept))]) if only else None
             records = decoded.select(columns)
             if at is not None:
                 records = records.filter(pa.array(at))
             places = np.arange(len(kept)) if at is None else np.flatnonzero(at)
-            pieces, failed = bisect(self._query(sql, topic.name), records)
-            for i, error in failed:
+            pieces, failed = row_sql.run(records)
+            for i, message in failed:
                 part, row = kept[int(places[i])]
-                topic.add_letter(result.letters, part, row, table, SQL_ERROR, error.message)
+                topic.add_letter(result.letters, part, row, table, SQL_ERROR, message)
             count = result.tables[table]
             count.decoded += len(places)
             count.failed += len(failed)
@@ -226,18 +227,20 @@ class Stage:
 class _Topic:
     """A topic of the plan, compiled: its validator, what to decode, and the tables that read it."""
 
-    def __init__(self, topic: Topic, plan: Plan) -> None:
+    def __init__(self, topic: Topic, plan: Plan, engine: Engine) -> None:
         self.name = topic.name
         self._validator = Validator(topic.schema)
         order = list(record_columns(topic.schema))
         used: set[str] = set()
-        self.inputs: list[tuple[str, list[str], str]] = []
+        self.inputs: list[tuple[str, list[str], RowSql]] = []
         for table in plan.tables:
             for one in table.inputs:
                 if one.topic == topic.name:
                     used.update(one.fields)
                     columns = [c for c in order if c in one.fields]
-                    self.inputs.append((table.name, columns, _row_sql(table, one)))
+                    sql = _row_sql(table, one)
+                    row_sql = RowSql(engine, topic.name, one.sql, sql, table.columns)
+                    self.inputs.append((table.name, columns, row_sql))
         self.columns = [c for c in RECORD_COLUMNS if c in used]
         if used - set(RECORD_COLUMNS):
             self.columns.append("value")
