@@ -34,6 +34,4 @@ def run_role(role: Role) -> None:
         log.close()
     failed = [r for r in ended if r.error]
     if failed:
-        raise Invalid(
-            "; ".join(f"source {r.name}: {r.error}" for r in failed), hint=failed[0].hint
-        )
+        raise Invalid("; ".join(f"source {r.name}: {r.error}" for r in failed), hint=failed[0].hint)
