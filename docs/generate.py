@@ -180,7 +180,11 @@ def _fenced(match: re.Match[str]) -> str:
 
 def options() -> str:
     """Return the page of a pipeline's options and of each kind of source."""
-    parts = ["# Options", NOTE, "## Pipeline", 'Given as `Pipeline("name", every_s=1.0)`.']
+    given = (
+        'Given as `Pipeline("name", epoch_records_max=1000, every="1 second")`: what is a number '
+        "of seconds here is given as a length of time, without the `_s` of its name."
+    )
+    parts = ["# Options", NOTE, "## Pipeline", given]
     parts.append(_options(plans.Options))
     for kind in SOURCES:
         source = source_class(kind)

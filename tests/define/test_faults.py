@@ -334,8 +334,10 @@ def test_one_mistake_makes_one_problem():
     [
         ({"every": "soon"}, "bad_duration"),
         ({"horizon": 5}, "bad_duration"),
-        ({"epoch_bytes_max": 0}, "bad_option"),
-        ({"epoch_records_max": -1}, "bad_option"),
+        ({"epoch_bytes_max": 0}, "invalid_options"),
+        ({"epoch_records_max": -1}, "invalid_options"),
+        ({"every": "0 s"}, "invalid_options"),
+        ({"evry": "1 s"}, "invalid_options"),
     ],
 )
 def test_pipeline_options_that_cannot_be(options, code):

@@ -37,6 +37,8 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
     tables = DeltaTables(layout.root, clock)
     repair(tables)
     plan = last_plan(tables)
+    layout.run.mkdir(exist_ok=True)
+    layout.plan.write_bytes(msgspec.json.encode(plan))
     with closing(EmbeddedLog(layout.log, clock)) as log:
         # 2
         engine = Engine()

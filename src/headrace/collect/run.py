@@ -73,7 +73,14 @@ def run_collect(
     layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         # 1
-        log = stack.enter_context(closing(EmbeddedLog(layout.log, clock)))
+        options = plan.options
+        opened = EmbeddedLog(
+            layout.log,
+            clock,
+            segment_bytes_max=options.segment_bytes_max,
+            segment_age_s_max=options.segment_age_max_s,
+        )
+        log = stack.enter_context(closing(opened))
         for topic in plan.topics:
             log.create(topic.name, topic.partitions)
         # 2

@@ -100,7 +100,7 @@ class _Check:
         queries = [q for query in pipeline.queries if (q := self._query(query))]
         self._check_paths()
         sources = [s for source in pipeline.sources if (s := self._source(source))]
-        options = compile_options(pipeline.settings, pipeline.place, self._faults)
+        options = compile_options(pipeline.options, pipeline.place, self._faults)
         if self._faults.problems or options is None:
             return sorted(self._faults.problems, key=lambda p: (p.file, p.line))
         return plans.Plan(

@@ -105,18 +105,6 @@ class Source:
     options: Mapping[str, Scalar | None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What holds for the whole pipeline; see `Pipeline`."""
-
-    every: Length = "250 ms"
-    epoch_bytes_max: int = 32 << 20
-    epoch_records_max: int | None = None
-    horizon: Length = "10 minutes"
-    log_retention: Length = "1 hour"
-    stop_on_dead: bool = False
-
-
 class Pipeline:
     """A pipeline: topics, the doors into them, and the tables and views made of them.
 
@@ -124,29 +112,15 @@ class Pipeline:
 
         pipeline = Pipeline("game", every="250 ms")
 
-    `every`: least time between the starts of two epochs. `epoch_bytes_max`, `epoch_records_max`:
-    how much one epoch takes. `horizon`: how long a client-chosen id is known. `log_retention`: how
-    long the log is kept after everything was committed. `stop_on_dead`: whether many dead letters
-    stop the pipeline rather than only raise an alarm.
+    The options are those of `model.plan.Options`. One that is a number of seconds there is given as
+    a length of time, without the `_s` at the end of its name: `every="250 ms"`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        every: Length = "250 ms",
-        epoch_bytes_max: int = 32 << 20,
-        epoch_records_max: int | None = None,
-        horizon: Length = "10 minutes",
-        log_retention: Length = "1 hour",
-        stop_on_dead: bool = False,
-    ) -> None:
+    def __init__(self, name: str, **options: Length | Scalar | None) -> None:
         """Declare a pipeline."""
         self.name = name
         self.place = here()
-        self.settings = Settings(
-            every, epoch_bytes_max, epoch_records_max, horizon, log_retention, stop_on_dead
-        )
+        self.options = options
         self.topics: list[Topic] = []
         self.routes: list[Route] = []
         self.tables: list[Table] = []

@@ -2,37 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import timedelta
+
 from headrace.define.duration import microseconds, seconds
-from headrace.define.pipeline import Settings, Windows
-from headrace.define.problem import Faults, Place
+from headrace.define.pipeline import Length, Scalar, Windows
+from headrace.define.problem import Faults, Place, nearest
 from headrace.model.errors import Invalid
+from headrace.model.options import declared, read_options
 from headrace.model.plan import Options, Window
 
 HOPS_MAX = 1_000
 """Windows that one row may be in."""
 
 
-def compile_options(settings: Settings, place: Place, faults: Faults) -> Options | None:
+def option_name(name: str) -> str:
+    """Return the name under which users give an option: a length of time says its own unit."""
+    return name.removesuffix("_s")
+
+
+def compile_options(
+    given: Mapping[str, Length | Scalar | None], place: Place, faults: Faults
+) -> Options | None:
     """Return the options, or None with at least one fault added."""
+    known = {option_name(d.name): d.name for d in declared(Options)}
+    values: dict[str, Scalar | None] = {}
     before = len(faults.problems)
-    for name in ("epoch_bytes_max", "epoch_records_max"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            faults.add(place, f"{name} is at least 1, not {value}", code="bad_option")
-    lengths_s = {}
-    for name in ("every", "horizon", "log_retention"):
+    for name, value in given.items():
         with faults.collect(place):
-            lengths_s[name] = seconds(getattr(settings, name))
-    if len(faults.problems) > before:
-        return None
-    return Options(
-        every_s=lengths_s["every"],
-        epoch_bytes_max=settings.epoch_bytes_max,
-        epoch_records_max=settings.epoch_records_max,
-        horizon_s=lengths_s["horizon"],
-        log_retention_s=lengths_s["log_retention"],
-        stop_on_dead=settings.stop_on_dead,
-    )
+            if name not in known:
+                raise Invalid(
+                    f"A pipeline has no option {name!r}",
+                    hint=nearest(name, known),
+                    code="invalid_options",
+                )
+            option = known[name]
+            # `seconds` says what is wrong with whatever is no length of time.
+            if option != name:
+                values[option] = seconds(value)  # type: ignore[arg-type]
+            elif isinstance(value, timedelta):
+                values[option] = str(value)
+            else:
+                values[option] = value
+    if len(faults.problems) == before:
+        with faults.collect(place):
+            return read_options(Options, values, "the pipeline")
+    return None
 
 
 def compile_window(windows: Windows) -> Window:

@@ -171,7 +171,7 @@ class Source(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Options:
-    """What holds for the whole pipeline: `Pipeline("name", every_s=1)`."""
+    """What holds for the whole pipeline: `Pipeline("name", every="1 second")`."""
 
     every_s: float = option(
         0.25,
@@ -221,7 +221,7 @@ class Options:
         example=64 << 20,
         at_least=4096,
     )
-    segment_age_s_max: float = option(
+    segment_age_max_s: float = option(
         3600.0,
         doc="A segment of the embedded log is sealed at this age.",
         unit="s",

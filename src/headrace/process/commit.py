@@ -7,14 +7,17 @@ crash leaves behind at any point is finished by `recover.roll_forward`, which ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from headrace.model.errors import Fenced, Internal, Unavailable
 from headrace.model.failpoint import failpoint
 from headrace.model.runner import Epoch, Outcome, Range
+from headrace.process.known_ids import forget_topic
 from headrace.process.ledger import FileChange, LedgerRow, added, unbalanced
 from headrace.process.owner import Owner
-from headrace.process.ranges import partition_key
+from headrace.process.ranges import partition_key, topic_of
 
 
 def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
@@ -33,12 +36,16 @@ def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
     # 1
     failpoint("commit.1")
     topics = owner.log.describe()
+    incarnations = {r.topic: topics[r.topic].incarnation for r in ranges}
+    last = owner.ledger.last
+    for topic in renewed_topics(last, incarnations):
+        forget_topic(owner, topic)
     epoch = Epoch(
         number=owner.ledger.epoch + 1,
         plan=owner.plan,
         ranges=ranges,
-        incarnations={r.topic: topics[r.topic].incarnation for r in ranges},
-        clocks=owner.ledger.last.clocks if owner.ledger.last else {},
+        incarnations=incarnations,
+        clocks=of_living(last.clocks, renewed_topics(last, incarnations)) if last else {},
         started_at_us=owner.clock.now_us(),
     )
     # 2
@@ -78,7 +85,7 @@ def next_row(owner: Owner, epoch: Epoch, outcome: Outcome) -> LedgerRow:
     fingerprint = owner.plan.fingerprint
     incarnations = {**(last.incarnations if last else {}), **epoch.incarnations}
     reached = {partition_key(r.topic, r.partition): r.end for r in outcome.ranges}
-    offsets, clocks = (last.offsets, last.clocks) if last else ({}, {})
+    offsets = of_living(last.offsets, renewed_topics(last, epoch.incarnations)) if last else {}
     row = LedgerRow(
         epoch=epoch.number,
         committed_at_us=owner.clock.now_us(),
@@ -87,7 +94,7 @@ def next_row(owner: Owner, epoch: Epoch, outcome: Outcome) -> LedgerRow:
         incarnations=incarnations,
         offsets={**offsets, **reached},
         read_from={partition_key(r.topic, r.partition): r.start for r in outcome.ranges},
-        clocks={**clocks, **outcome.clocks},
+        clocks={**epoch.clocks, **outcome.clocks},
         files=files,
         table_epochs={
             **(last.table_epochs if last else {}),
@@ -102,6 +109,17 @@ def next_row(owner: Owner, epoch: Epoch, outcome: Outcome) -> LedgerRow:
     if wrong := unbalanced(row):
         raise Internal(f"The accounting of epoch {epoch.number} does not close: {wrong}")
     return row
+
+
+def renewed_topics(last: LedgerRow | None, incarnations: Mapping[str, str]) -> set[str]:
+    """Return the topics that were deleted and made anew since the ledger's last row."""
+    known = last.incarnations if last else {}
+    return {t for t, now in incarnations.items() if known.get(t, now) != now}
+
+
+def of_living(by_partition: Mapping[str, int], renewed: set[str]) -> dict[str, int]:
+    """Return what is kept by `topic/partition` without the topics that were made anew."""
+    return {k: v for k, v in by_partition.items() if topic_of(k) not in renewed}
 
 
 def plan_text(owner: Owner) -> str | None:

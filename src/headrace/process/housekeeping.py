@@ -12,13 +12,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import msgspec
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from headrace.model.failpoint import failpoint
-from headrace.model.plan import KNOWN_IDS, LEDGER
+from headrace.model.plan import LEDGER
 from headrace.model.tables import Table
 from headrace.process.commit import make_visible, plan_text
+from headrace.process.known_ids import expire_ids
 from headrace.process.ledger import FileChange, LedgerRow, expire
 from headrace.process.owner import Owner
 from headrace.process.ranges import partition_key
@@ -136,53 +135,14 @@ class Housekeeper:
             _, allowed = self._reached.popleft()
         if allowed is None:
             return
+        read = {topic.name for topic in self._owner.plan.topics}
         for topic, info in self._owner.log.describe().items():
-            if last.incarnations.get(topic) == info.incarnation:
+            if topic not in read:
+                # No table is made of it, so nothing but the log's age keeps its records.
+                self._owner.log.trim(topic, self._owner.log.ends(topic))
+            elif last.incarnations.get(topic) == info.incarnation:
                 before = [allowed.get(partition_key(topic, p), 0) for p in range(info.partitions)]
                 self._owner.log.trim(topic, before)
-
-
-def expire_ids(owner: Owner) -> int:
-    """Forget ids past the horizon; return how many rows of their table went.
-
-    Only clean-up: a look-up compares clocks, so an id past the horizon counts for nothing while it
-    is still kept.
-    """
-    last = owner.ledger.last
-    if last is None:
-        return 0
-    horizon_us = round(owner.plan.options.horizon_s * 1_000_000)
-    owner.ids.expire(last.clocks, horizon_us)
-    table = owner.table(KNOWN_IDS)
-    files = table.snapshot.files
-    if not files:
-        return 0
-    rows = owner.tables.read(table.snapshot)
-    keys = pc.binary_join_element_wise(
-        rows.column("topic"), pc.cast(rows.column("partition"), "string"), "/"
-    )
-    clocks = pc.index_in(keys, value_set=_strings(last.clocks))
-    limits = pc.take(_limits(last.clocks, horizon_us), clocks)
-    kept = rows.filter(pc.fill_null(pc.greater_equal(rows.column("clock_us"), limits), True))
-    if kept.num_rows == rows.num_rows and len(files) == 1:
-        return 0
-    with owner.lock:
-        add = [owner.tables.stage(KNOWN_IDS, kept, unique=("id",))] if kept.num_rows else []
-        failpoint("expiry.1")
-        txn = owner.files_txn(KNOWN_IDS)
-        number = table.snapshot.txns.get(txn, 0) + 1
-        epoch = {owner.epoch_txn(KNOWN_IDS): owner.epoch_of(KNOWN_IDS)}
-        table.commit(add, files, txns={txn: number, **epoch})
-        failpoint("expiry.2")
-    return int(rows.num_rows - kept.num_rows)
-
-
-def _strings(clocks: dict[str, int]) -> pa.Array:
-    return pa.array(list(clocks), pa.string())
-
-
-def _limits(clocks: dict[str, int], horizon_us: int) -> pa.Array:
-    return pa.array([c - horizon_us for c in clocks.values()], pa.int64())
 
 
 def retain(owner: Owner) -> LedgerRow | None:

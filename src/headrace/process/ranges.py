@@ -18,6 +18,11 @@ def partition_key(topic: str, partition: int) -> str:
     return f"{topic}/{partition}"
 
 
+def topic_of(key: str) -> str:
+    """Return the topic of a `topic/partition`."""
+    return key.rpartition("/")[0]
+
+
 def positions(log: LogReader, info: TopicInfo, last: LedgerRow | None) -> list[tuple[int, int]]:
     """Return for each partition of a topic where to read on, and where the log ends.
 

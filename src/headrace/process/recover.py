@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from headrace.define.compatible import compatible
 from headrace.model.clock import Clock
-from headrace.model.errors import Corrupt, Invalid
+from headrace.model.errors import Corrupt, Fenced, Invalid
 from headrace.model.failpoint import failpoint
 from headrace.model.log import Log
 from headrace.model.plan import (
@@ -91,6 +91,7 @@ def roll_forward(owner: Owner, repaired: set[str]) -> list[str]:
     last = owner.ledger.last
     if last is None:
         return []
+    version = owner.ledger.table.snapshot.version
     failpoint("rollforward.1")
     for name in last.table_epochs:
         table = owner.tables.open(name)
@@ -106,10 +107,10 @@ def roll_forward(owner: Owner, repaired: set[str]) -> list[str]:
         failpoint("rollforward.2")
     for name, epoch in last.table_epochs.items():
         if name in owner.opened and owner.epoch_of(name) != epoch:
-            raise Corrupt(
-                f"{name} is at epoch {owner.epoch_of(name)}; the ledger says {epoch}",
-                hint="Restore the data directory from a backup.",
-            )
+            message = f"{name} is at epoch {owner.epoch_of(name)}; the ledger says {epoch}"
+            if owner.ledger.table.refresh().version != version:
+                raise Fenced(message, hint="Another process has taken over this pipeline.")
+            raise Corrupt(message, hint="Restore the data directory from a backup.")
     return done
 
 
