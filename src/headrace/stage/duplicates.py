@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.model.clock import CHOSEN_BY_CLIENT, UUID_BYTES
+from headrace.model.letters import ONLY_HEADER
 from headrace.model.plan import KNOWN_ID_SCHEMA
 from headrace.model.runner import KnownIds
-from headrace.stage.records import ONLY_HEADER
 
 RESET = bytes(UUID_BYTES)
 """The id, of no record, under which a clock's reset is kept.

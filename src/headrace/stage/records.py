@@ -11,12 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.model.letters import ATTEMPT_HEADER, ONLY_HEADER
 from headrace.stage.engine import SCAN_ROWS
-
-ONLY_HEADER = "headrace-only"
-"""Record header that names the one table which a replayed record is for."""
-ATTEMPT_HEADER = "headrace-attempt"
-"""Record header that says how often the record has failed before."""
 
 _MARK = b'"headrace-'
 

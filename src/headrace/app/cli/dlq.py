@@ -10,13 +10,14 @@ import pyarrow as pa
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import console, print_json, print_rows
 from headrace.app.data_directory import open_tables, reading_log, writing_log
+from headrace.control import dead_letters
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
-from headrace.process import dead_letters
+from headrace.model.letters import Status
 
 SHOWN = ("letter_id", "status", "topic", "output", "code", "message", "failed_at")
-STATUSES = (*get_args(dead_letters.Status), "all")
+STATUSES = (*get_args(Status), "all")
 
 ids_argument = click.argument("letter_ids", nargs=-1)
 all_option = click.option("--all", "every", is_flag=True, help="Every open letter that is listed.")

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from headrace.control import dead_letters
 from headrace.log.embedded import EmbeddedLog
 from headrace.model.clock import ManualClock
 from headrace.model.errors import Invalid
 from headrace.model.ids import client_id
 from headrace.model.plan import DEAD_LETTER_SCHEMA, DEAD_LETTERS
-from headrace.process import dead_letters
 from headrace.tables.delta import DeltaTables
 
 CHOSEN = client_id("test", "events", "mine")
@@ -101,8 +101,22 @@ def test_discarded_on_record(tables: DeltaTables, log: EmbeddedLog) -> None:
     assert dead_letters.acts(log)["one"].why == "test data"
     listed = dead_letters.list_letters(tables, log, status="discarded")
     assert listed.column("letter_id").to_pylist() == ["one"]
+    assert listed.column("why").to_pylist() == ["test data"]
+    assert listed.column("acted_at").null_count == 0
 
 
 def test_unknown_letter(tables: DeltaTables, log: EmbeddedLog) -> None:
     with pytest.raises(Invalid, match="no dead letter"):
-        dead_letters.replay(log, tables, ["three"], ManualClock())
+        dead_letters.replay(log, tables, ["one", "three"], ManualClock())
+    assert log.ends("events") == [0]
+
+
+def test_one_that_is_done_keeps_the_others_as_they_are(
+    tables: DeltaTables, log: EmbeddedLog
+) -> None:
+    dead_letters.discard(log, tables, ["two"], ManualClock())
+    with pytest.raises(Invalid, match="before"):
+        dead_letters.replay(log, tables, ["one", "two"], ManualClock())
+    assert log.ends("events") == [0]
+    assert dead_letters.replay(log, tables, ["one", "one"], ManualClock()) == ["one"]
+    assert log.ends("events") == [1]

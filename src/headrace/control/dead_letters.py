@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -18,27 +18,17 @@ import pyarrow.compute as pc
 from headrace.model.batch import Batch
 from headrace.model.clock import Clock
 from headrace.model.errors import Fenced, Invalid
+from headrace.model.letters import (
+    ATTEMPT_HEADER,
+    LETTER_HEADER,
+    ONLY_HEADER,
+    STATE_PREFIX,
+    Act,
+    Status,
+)
 from headrace.model.log import Log, LogReader
 from headrace.model.plan import DEAD_LETTER_SCHEMA, DEAD_LETTERS
 from headrace.model.tables import Tables
-
-STATE_PREFIX = "dead-letter/"
-LETTER_HEADER = "headrace-letter"
-"""Record header that names the letter whose record is replayed."""
-ATTEMPT_HEADER = "headrace-attempt"
-"""Record header that says how often the record has failed."""
-ONLY_HEADER = "headrace-only"
-"""Record header that names the one table which a replayed record is for."""
-
-Status = Literal["open", "replayed", "discarded"]
-
-
-class Act(msgspec.Struct, frozen=True):
-    """What was done about a letter, and when (microseconds)."""
-
-    act: Literal["replayed", "discarded"]
-    at_us: int
-    why: str = ""
 
 
 def letters(tables: Tables) -> pa.Table:
@@ -64,11 +54,19 @@ def list_letters(
     code: str | None = None,
     status: Status | None = "open",
 ) -> pa.Table:
-    """Return letters with a `status` column in front, newest failure first, filtered."""
+    """Return letters, newest failure first, filtered.
+
+    In front of a letter's own columns stand `status`, and `acted_at` and `why` of what was done.
+    """
     rows = letters(tables)
     done = acts(log)
-    states = [done[i].act if i in done else "open" for i in rows.column("letter_id").to_pylist()]
-    rows = rows.add_column(0, "status", pa.array(states, pa.string()))
+    found = [done.get(i) for i in rows.column("letter_id").to_pylist()]
+    said = {
+        "status": pa.array(["open" if a is None else a.act for a in found], pa.string()),
+        "acted_at": pa.array([a and a.at_us for a in found], pa.timestamp("us", tz="UTC")),
+        "why": pa.array([a and a.why for a in found], pa.string()),
+    }
+    rows = pa.table({**said, **dict(zip(rows.column_names, rows.columns, strict=True))})
     wanted = {"topic": topic, "output": output, "code": code, "status": status}
     for column, value in wanted.items():
         if value is not None:
@@ -80,10 +78,12 @@ def replay(log: Log, tables: Tables, ids: Sequence[str], clock: Clock) -> list[s
     """Append the records of letters again; return the ids replayed.
 
     A decode failure's record goes to its topic as a new record, without what its client chose as
-    its id; a table's failure goes to that table alone, as the same event. `Invalid`: no such
-    letter, or something was done about it before; letters earlier in `ids` stay replayed.
+    its id; a table's failure goes to that table alone, as the same event. `Invalid`: there is no
+    such letter, or something was done about one before; then nothing was done. Only if someone else
+    acts on one of them meanwhile, or the log ends, those before it in `ids` stay replayed.
     """
-    for letter in _find(tables, ids):
+    found = _open(log, tables, ids)
+    for letter in found:
         batch = Batch()
         original = uuid.UUID(letter["event_id"]).bytes
         only = letter["output"] if letter["stage"] == "row" else None
@@ -96,14 +96,15 @@ def replay(log: Log, tables: Tables, ids: Sequence[str], clock: Clock) -> list[s
             headers=headers,
         )
         _record(log, letter, batch, Act("replayed", clock.now_us()))
-    return list(ids)
+    return [letter["letter_id"] for letter in found]
 
 
 def discard(log: Log, tables: Tables, ids: Sequence[str], clock: Clock, why: str = "") -> list[str]:
-    """Record that nothing will be done about letters; return their ids."""
-    for letter in _find(tables, ids):
+    """Record that nothing will be done about letters; return their ids. Fails as `replay` does."""
+    found = _open(log, tables, ids)
+    for letter in found:
         _record(log, letter, Batch(), Act("discarded", clock.now_us(), why))
-    return list(ids)
+    return [letter["letter_id"] for letter in found]
 
 
 def _headers(letter: Mapping[str, Any], only: object) -> bytes:
@@ -122,23 +123,31 @@ def _record(log: Log, letter: Mapping[str, Any], batch: Batch, act: Act) -> None
     try:
         log.append(letter["topic"], batch, state, expect={key: 0})
     except Fenced as e:
-        raise Invalid(
-            f"Something was done about dead letter {letter['letter_id']} before",
-            hint="`headrace dlq show` says what and when.",
-            code="letter_done",
-        ) from e
+        raise _done(letter["letter_id"]) from e
 
 
-def _find(tables: Tables, ids: Iterable[str]) -> list[dict[str, Any]]:
+def _open(log: LogReader, tables: Tables, ids: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the letters of these ids; `Invalid` unless each is there and open."""
+    wanted = list(dict.fromkeys(ids))
     rows = letters(tables)
-    found = []
-    for letter_id in ids:
-        match = rows.filter(pc.equal(rows.column("letter_id"), letter_id))
-        if match.num_rows == 0:
+    rows = rows.filter(pc.is_in(rows.column("letter_id"), pa.array(wanted, pa.string())))
+    found = {row["letter_id"]: row for row in rows.to_pylist()}
+    done = acts(log)
+    for letter_id in wanted:
+        if letter_id not in found:
             raise Invalid(
                 f"There is no dead letter {letter_id}",
                 hint="`headrace dlq list` shows those there are.",
                 code="unknown_letter",
             )
-        found.append(match.slice(0, 1).to_pylist()[0])
-    return found
+        if letter_id in done:
+            raise _done(letter_id)
+    return [found[letter_id] for letter_id in wanted]
+
+
+def _done(letter_id: str) -> Invalid:
+    return Invalid(
+        f"Something was done about dead letter {letter_id} before",
+        hint="`headrace dlq show` says what and when.",
+        code="letter_done",
+    )
