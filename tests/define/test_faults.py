@@ -245,6 +245,10 @@ DECLARED = {
         lambda p, t: p.query("/q", "SELECT $a FROM events", params={"a": "text"}),
         ["bad_parameter"],
     ),
+    "a parameter that every query has": (
+        lambda p, t: p.query("/q", "SELECT $format AS a FROM events", params={"format": "string"}),
+        ["bad_parameter"],
+    ),
     "default of another kind": (
         lambda p, t: p.query(
             "/q", "SELECT $a AS a FROM events", params={"a": param("integer", default="x")}

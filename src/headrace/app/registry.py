@@ -33,12 +33,6 @@ def source_class(kind: str) -> Any:  # noqa: ANN401 - a class that fits `Source`
     return getattr(importlib.import_module(module), name)
 
 
-def check_source(declared: plans.Source) -> None:
-    """Return if a source could be opened as far as its kind and options tell, else `Invalid`."""
-    kind = source_class(declared.kind)
-    read_options(kind.Options, declared.options, f'source "{declared.name}"')
-
-
 def open_source(declared: plans.Source, clock: Clock) -> Source:
     """Return a source as it is declared; `Invalid` if its kind or options cannot be used."""
     kind = source_class(declared.kind)

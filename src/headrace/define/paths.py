@@ -13,7 +13,8 @@ HOLE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """A parameter in a path, in a fixed field or in a query's SQL."""
 
 BUILT_IN = ("/healthz", "/ready", "/metrics", "/docs", "/openapi.json")
-_API = "v1"
+_OWN = ("v1", "_")
+"""First segments under which everything is Headrace's: its API and the dashboard's parts."""
 
 
 def check_path(path: str) -> None:
@@ -29,7 +30,7 @@ def check_path(path: str) -> None:
     names = HOLE.findall(path)
     if len(set(names)) < len(names):
         raise Invalid(f"{path!r} names a parameter twice", code="bad_path")
-    if segments[0].lower() == _API or _is_hole(segments[0]):
+    if segments[0].lower() in _OWN or _is_hole(segments[0]):
         raise Invalid(
             f"{path!r} shadows paths that Headrace answers itself, such as /v1/topics",
             hint="Begin with another segment that is no parameter.",
@@ -39,7 +40,7 @@ def check_path(path: str) -> None:
         if overlap(path, own):
             raise Invalid(
                 f"{path!r} shadows {own}, which Headrace answers itself",
-                hint=f"Choose another path; taken are {', '.join(BUILT_IN)} and /v1/….",
+                hint=f"Choose another path; taken are {', '.join(BUILT_IN)} /v1/… and /_/….",
                 code="shadowed_path",
             )
 

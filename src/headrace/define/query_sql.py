@@ -19,6 +19,9 @@ from headrace.model.plan import Column, QueryParameter
 COMBINATIONS_MAX = 1_000
 """Combinations of choices that are bound; more would make `check` slow."""
 
+TAKEN = ("format", "at_least", "timeout")
+"""Parameters of every query: the answer's format, and what it must contain, waited for how long."""
+
 # A value of each kind, as a request's would be: an integer past 32 bits binds as a BIGINT.
 _SAMPLES: dict[str, object] = {
     "string": "",
@@ -37,6 +40,12 @@ def splice(sql: str, choices: Mapping[str, str]) -> str:
 def parameters_of(declared: Query) -> Iterator[QueryParameter]:
     """Yield a query's parameters; `Invalid` for one that makes no sense."""
     for name, given in declared.params.items():
+        if name in TAKEN:
+            raise Invalid(
+                f"Parameter {name!r} is one that every query has",
+                hint=f"Choose another name; taken are {', '.join(TAKEN)}.",
+                code="bad_parameter",
+            )
         parameter = given if isinstance(given, Parameter) else Parameter(given, None, True)
         kind, default = parameter.kind, parameter.default
         if isinstance(kind, str):
