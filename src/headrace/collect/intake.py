@@ -51,13 +51,8 @@ class Intake:
 
         A body that was to be one record and is no JSON at all is refused instead.
         """
-        check = self._validator.check
-        dead = []
-        for i, value in enumerate(records.values):
-            try:
-                check(value)
-            except Invalid as fault:
-                dead.append(Dead(i, fault))
+        refused = self._validator.check_many(records.values)
+        dead = [Dead(position, fault) for position, fault in refused.items()]
         if dead and records.whole and dead[0].fault.code in _PERHAPS_NO_JSON:
             refuse_unless_json(records.values[0])
         return dead
