@@ -144,9 +144,15 @@ class Group:
             return [self._add(append.topic, (id_, 0), records, range(len(records)))]
         turn = self._head.turns.get(id_, 0)
         self._head.turns[id_] = turn + 1
+        places = split(records, partitions, turn % partitions)
         return [
-            self._add(append.topic, (id_, partition), records.take(positions), positions)
-            for partition, positions in split(records, partitions, turn % partitions).items()
+            self._add(
+                append.topic,
+                (id_, partition),
+                records if len(positions) == len(records) else records.take(positions),
+                positions,
+            )
+            for partition, positions in places.items()
         ]
 
     def _add(self, topic: str, key: Key, records: Batch, positions: Sequence[int]) -> Appended:

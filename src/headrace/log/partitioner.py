@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headrace.model.batch import Batch, is_client_chosen
+from headrace.model.batch import Batch, any_client_chosen, is_client_chosen
 
 _SEED = 0x9747B28C
 _M = 0x5BD1E995
@@ -70,6 +70,8 @@ def split(records: Batch, partitions: int, turn: int) -> dict[int, Sequence[int]
     """
     if partitions == 1:
         return {0: range(len(records))}
+    if records.keys.count(None) == len(records) and not any_client_chosen(records.ids):
+        return {turn: range(len(records))}
     names = [
         key if key is not None else id_ if is_client_chosen(id_) else None
         for key, id_ in zip(records.keys, records.ids, strict=True)

@@ -32,7 +32,10 @@ UNMARKED = 0
 """The mark of a record that no door has found valid."""
 
 NO_KEY = 0xFFFFFFFF
+_NO_KEY_BYTES = NO_KEY.to_bytes(4, "little")
 _TOTALS = struct.Struct("<III")
+_VERSION_BYTE = 6
+"""Where in an id its version stands, in the upper half."""
 _FIXED_BYTES = 4 * 3 + 8 + UUID_BYTES + 8
 
 RECORDS = pa.schema(
@@ -74,7 +77,7 @@ class Batch:
     def size_bytes(self) -> int:
         """Bytes that the batch takes in a blob before compression."""
         variable = sum(map(len, self.values)) + sum(map(len, self.headers))
-        return variable + sum(len(k) for k in self.keys if k) + _FIXED_BYTES * len(self) + 12
+        return variable + sum(map(len, filter(None, self.keys))) + _FIXED_BYTES * len(self) + 12
 
     def add(
         self,
@@ -117,29 +120,49 @@ class Batch:
 
 def is_client_chosen(id: bytes) -> bool:  # noqa: A002 - the column's name
     """Return whether a client chose this id, so that it can name a duplicate."""
-    return id[6] >> 4 == CHOSEN_BY_CLIENT
+    return id[_VERSION_BYTE] >> 4 == CHOSEN_BY_CLIENT
+
+
+def any_client_chosen(ids: Sequence[bytes]) -> bool:
+    """Return whether a client chose any of these ids; quick where none is chosen."""
+    # Versions up to 7 leave the top bit of their byte clear, so that byte is ASCII.
+    if b"".join(ids)[_VERSION_BYTE::UUID_BYTES].isascii():
+        return False
+    return any(map(is_client_chosen, ids))
 
 
 def encode(batch: Batch) -> bytes:
     """Return the blob of a batch of at least one record."""
     n = len(batch)
     values, headers = b"".join(batch.values), b"".join(batch.headers)
-    keys = b"".join([k for k in batch.keys if k])
-    key_lengths = [NO_KEY if k is None else len(k) for k in batch.keys]
+    keys = b"".join(filter(None, batch.keys))
     return b"".join(
         (
             _TOTALS.pack(len(values), len(keys), len(headers)),
             struct.pack(f"<{n}I", *map(len, batch.values)),
-            struct.pack(f"<{n}I", *key_lengths),
-            struct.pack(f"<{n}I", *map(len, batch.headers)),
-            struct.pack(f"<{n}q", *batch.received_at),
+            _key_lengths(batch.keys),
+            struct.pack(f"<{n}I", *map(len, batch.headers)) if headers else bytes(4 * n),
+            _packed("q", batch.received_at),
             b"".join(batch.ids),
-            struct.pack(f"<{n}Q", *batch.marks),
+            _packed("Q", batch.marks),
             values,
             keys,
             headers,
         )
     )
+
+
+def _key_lengths(keys: Sequence[bytes | None]) -> bytes:
+    if keys.count(None) == len(keys):
+        return _NO_KEY_BYTES * len(keys)
+    return struct.pack(f"<{len(keys)}I", *[NO_KEY if k is None else len(k) for k in keys])
+
+
+def _packed(format_: str, numbers: Sequence[int]) -> bytes:
+    """Return eight-byte numbers; a column of one and the same is the common case."""
+    if numbers.count(numbers[0]) == len(numbers):
+        return struct.pack(f"<{format_}", numbers[0]) * len(numbers)
+    return struct.pack(f"<{len(numbers)}{format_}", *numbers)
 
 
 def decode(blobs: Sequence[tuple[int, int, bytes]]) -> pa.RecordBatch:
