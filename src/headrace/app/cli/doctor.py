@@ -31,7 +31,7 @@ FSYNC_S_MAX = 0.05
 """A disk that takes longer for a few bytes acknowledges few requests a second."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afpfs"}
 """Where locks or renames are not what they are on a local disk."""
-LIBRARIES = ("apsw", "deltalake", "duckdb", "granian", "msgspec", "pyarrow", "sqlglot", "starlette")
+LIBRARIES = ("apsw", "duckdb", "granian", "msgspec", "pyarrow", "sqlglot", "starlette")
 
 
 class Finding(NamedTuple):
