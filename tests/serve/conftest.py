@@ -10,6 +10,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
+from headrace.log.embedded import EmbeddedLog
 from headrace.model.clock import SystemClock
 from headrace.model.layout import Layout
 from headrace.model.plan import (
@@ -215,6 +216,7 @@ class World:
         self.layout.run.mkdir(parents=True)
         self.tables = DeltaTables(self.layout.root, self.clock)
         self.ledger = Ledger(self.tables, PLAN.name, self.clock)
+        self.log = EmbeddedLog(self.layout.log, self.clock)
         self.opened = {}
         self.offset = 0
 
@@ -283,14 +285,16 @@ class World:
 
 @pytest.fixture
 def world(tmp_path):
-    return World(tmp_path / "data")
+    made = World(tmp_path / "data")
+    yield made
+    made.log.close()
 
 
 class Client:
     """The application, asked in process."""
 
     def __init__(self, world, plan=PLAN, *, alone=True) -> None:
-        self.app = create_app(plan, world.tables, world.layout, world.clock, alone=alone)
+        self.app = create_app(plan, world.tables, world.log, world.layout, world.clock, alone=alone)
         self.runner = asyncio.Runner()
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app), base_url="http://localhost"
@@ -325,6 +329,7 @@ def shop(tmp_path_factory):
     client = Client(world)
     yield client
     client.close()
+    world.log.close()
 
 
 @pytest.fixture

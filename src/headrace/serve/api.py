@@ -18,16 +18,19 @@ from starlette.routing import Route
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, HeadraceError, Internal
 from headrace.model.layout import Layout
+from headrace.model.log import Log
 from headrace.model.plan import Plan
+from headrace.model.tables import Tables
 from headrace.serve.dashboard import Dashboard, asset, dashboard_paths
 from headrace.serve.documentation import documentation_page
 from headrace.serve.endpoints import Endpoints, NamedQuery, json_response
 from headrace.serve.errors import error_response, on_http_exception
+from headrace.serve.letters import LetterActs, LetterEndpoints
 from headrace.serve.metrics import Metrics
 from headrace.serve.openapi import openapi
 from headrace.serve.query import Engine
 from headrace.serve.reading import Readings
-from headrace.serve.relations import Catalog, Reader, Snapshots
+from headrace.serve.relations import Catalog, Snapshots
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -40,21 +43,29 @@ _log = logging.getLogger("headrace.serve")
 
 
 def create_app(
-    plan: Plan, data: Reader, layout: Layout, clock: Clock, *, alone: bool = False
+    plan: Plan, tables: Tables, log: Log, layout: Layout, clock: Clock, *, alone: bool = False
 ) -> Starlette:
     """Return the application that answers reads of a data directory.
 
-    `data` reads its tables. `alone` says that no other role runs beside it here, so readiness
-    depends on none. The application's lifespan ends its threads; `app.state.engine` is there to
-    do so at once.
+    `tables` are read; `log` knows what was done about dead letters, and takes what is to be.
+    `alone` says that no other role runs beside it here, so readiness depends on none. The
+    application's lifespan ends its threads; `app.state.engine` is there to do so at once.
     """
     memory_bytes = min(MEMORY_BYTES_MAX, psutil.virtual_memory().total // MEMORY_SHARE)
     engine = Engine(os.cpu_count() or 1, memory_bytes)
-    readings = Readings(plan, Catalog(plan, Snapshots(layout.root, data)), engine, clock)
+    acts = LetterActs(log, tables, clock)
+    catalog = Catalog(plan, Snapshots(layout.root, tables), acts.all)
+    readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
+    letters = LetterEndpoints(readings, acts)
     handlers = {
         **_own_handlers(plan, readings, metrics, layout, clock, alone=alone),
+        "/v1/dead-letters/{letter}": letters.one,
         **{q.path: NamedQuery(q, readings).__call__ for q in plan.queries},
+    }
+    actions = {
+        "/v1/dead-letters/replay": letters.replay,
+        "/v1/dead-letters/discard": letters.discard,
     }
 
     @asynccontextmanager
@@ -64,8 +75,9 @@ def create_app(
 
     app = Starlette(
         routes=[
-            Route(path, partial(_guarded, handler, path, metrics, clock), methods=["GET"])
-            for path, handler in handlers.items()
+            Route(path, partial(_guarded, handler, path, metrics, clock), methods=[method])
+            for method, of_method in (("POST", actions), ("GET", handlers))
+            for path, handler in of_method.items()
         ],
         exception_handlers={HTTPException: on_http_exception},
         lifespan=lifespan,
@@ -96,7 +108,6 @@ def _own_handlers(
         "/v1/views": endpoints.views,
         "/v1/views/{view}": endpoints.view,
         "/v1/dead-letters": endpoints.dead_letters,
-        "/v1/dead-letters/{letter}": endpoints.dead_letter,
         "/openapi.json": get_openapi,
         "/docs": get_documentation,
         "/healthz": endpoints.healthz,

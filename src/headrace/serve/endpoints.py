@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.model.clock import Clock
-from headrace.model.errors import HeadraceError, Internal, Invalid
+from headrace.model.errors import Internal, Invalid
 from headrace.model.layout import Layout
 from headrace.model.plan import Query, QueryParameter
 from headrace.serve import formats, health
@@ -137,25 +137,6 @@ class Endpoints:
     async def dead_letters(self, request: Request) -> Response:
         """Answer a page of the dead letters."""
         return await self._page(request, lambda catalog: [catalog.dead_letters()])
-
-    async def dead_letter(self, request: Request) -> Response:
-        """Answer one dead letter."""
-        Arguments(request.query_params.multi_items()).finish()
-        letter = request.path_params["letter"]
-        letters, fresh = await self._readings.read(
-            lambda catalog: [catalog.dead_letters()], lambda reading: _letters(reading, letter)
-        )
-        if not letters:
-            raise HeadraceError(
-                f"There is no dead letter {letter!r}",
-                hint="GET /v1/dead-letters lists those there are.",
-                code="unknown_letter",
-            )
-        return Response(
-            formats.encode_record(letters[0]),
-            headers={"cache-control": "no-cache", **freshness_headers(fresh)},
-            media_type="application/json",
-        )
 
     async def healthz(self, request: Request) -> Response:
         """Answer whether this server can query."""
@@ -317,13 +298,6 @@ def _expected(parameter: QueryParameter) -> str:
     if parameter.choices:
         return f"Choose one of: {', '.join(parameter.choices)}."
     return f"Give a value of type {parameter.type}."
-
-
-def _letters(reading: Reading, letter: str) -> tuple[list[dict[str, object]], Sequence[Freshness]]:
-    relation = reading.relations[0]
-    reading.session.prepare(reading.relations)
-    sql = f"SELECT * FROM {quoted(relation.name)} WHERE letter_id = ? ORDER BY failed_at LIMIT 1"
-    return formats.records(reading.session.select(sql, [letter])), reading.fresh
 
 
 def _next_link(request: Request, cursor: str | None) -> str | None:

@@ -12,6 +12,8 @@ from starlette.responses import Response
 from headrace.model.errors import Closed, Fenced, HeadraceError, Invalid, Unavailable
 
 STATUS_OF_CODE = {
+    "body_too_large": 413,
+    "letter_done": 409,
     "method_not_allowed": 405,
     "not_acceptable": 406,
     "not_found": 404,
@@ -22,6 +24,7 @@ STATUS_OF_CODE = {
     "unknown_letter": 404,
     "unknown_table": 404,
     "unknown_view": 404,
+    "unsupported_media_type": 415,
 }
 """Statuses of errors whose kind alone does not tell."""
 

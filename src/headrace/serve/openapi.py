@@ -15,6 +15,7 @@ from headrace.model.schema import Schema, Type
 from headrace.serve.arguments import WAIT_S_MAX
 from headrace.serve.dashboard import dashboard_paths
 from headrace.serve.formats import MEDIA_TYPES
+from headrace.serve.letters import IDS_MAX
 from headrace.serve.pages import LIMIT_DEFAULT, LIMIT_MAX, SUFFIXES
 from headrace.serve.relations import columns_of
 
@@ -175,11 +176,16 @@ def _query_parameter(parameter: QueryParameter) -> Json:
 
 
 def _dead_letter_paths() -> dict[str, Json]:
-    columns = (*columns_of(DEAD_LETTER_SCHEMA), Column("text", "VARCHAR"))
+    columns = (
+        *columns_of(DEAD_LETTER_SCHEMA),
+        Column("status", "VARCHAR"),
+        Column("text", "VARCHAR"),
+    )
+    acted = (Column("acted_at", "TIMESTAMP WITH TIME ZONE"), Column("why", "VARCHAR"))
     one = _get(
         "Read one dead letter",
         "dead letters",
-        _json_content({"type": "object", "properties": _properties(columns)}),
+        _json_content({"type": "object", "properties": _properties((*columns, *acted))}),
     )
     one["parameters"] = [
         {"name": "letter", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -187,7 +193,30 @@ def _dead_letter_paths() -> dict[str, Json]:
     return {
         "/v1/dead-letters": {"get": _rows("Read dead letters", "dead letters", columns)},
         "/v1/dead-letters/{letter}": {"get": one},
+        "/v1/dead-letters/replay": {
+            "post": _act("replayed", "Append the records of dead letters again", {})
+        },
+        "/v1/dead-letters/discard": {
+            "post": _act(
+                "discarded",
+                "Record that nothing will be done about dead letters",
+                {"why": {"type": "string", "description": "The reason, which is kept"}},
+            )
+        },
     }
+
+
+def _act(done: str, summary: str, more: Json) -> Json:
+    ids = {"type": "array", "items": {"type": "string"}}
+    answer = _json_content({"type": "object", "properties": {done: ids}})
+    operation = _get(summary, "dead letters", answer)
+    operation["description"] = (
+        "All of them or, if one is not there (404) or not open any more (409), none."
+    )
+    properties = {"ids": {**ids, "minItems": 1, "maxItems": IDS_MAX}, **more}
+    body = {"type": "object", "properties": properties, "required": ["ids"]}
+    operation["requestBody"] = {"required": True, "content": _json_content(body)}
+    return operation
 
 
 def _server_paths(plan: Plan) -> dict[str, Json]:

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from headrace.model.errors import Closed, Corrupt, HeadraceError, Internal, Invalid, Unavailable
-from headrace.serve.relations import Relation, quoted
+from headrace.serve.relations import Identity, Relation, quoted
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Session:
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self.connection = connection
-        self._known: dict[str, tuple[tuple[str, int], Kind]] = {}
+        self._known: dict[str, tuple[Identity, Kind]] = {}
 
     def prepare(self, relations: Sequence[Relation]) -> None:
         """Make each relation readable by its bare name, at its version.

@@ -8,8 +8,8 @@ the name of the next commit, for a commit within the same tick of the file syste
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from headrace.model.errors import HeadraceError
+from headrace.model.letters import Act
 from headrace.model.plan import (
     DEAD_LETTER_SCHEMA,
     DEAD_LETTERS,
@@ -27,6 +28,10 @@ from headrace.model.tables import DataFile, Snapshot
 
 DEAD_LETTERS_NAME = "dead_letters"
 """Name of the dead letters where tables and views are read by name."""
+
+
+Identity = tuple[str, int, tuple[str, ...]]
+"""Table id, version, and the SQL of derived columns."""
 
 
 class Reader(Protocol):
@@ -54,7 +59,7 @@ class Relation:
     """Columns that tell its rows apart, and order its pages."""
     snapshot: Snapshot | None
     derived: tuple[tuple[Column, str], ...] = ()
-    """Columns that are not stored, each with its SQL over the others."""
+    """Columns that are not stored, each with its SQL over the others; the rows differ with it."""
 
     @property
     def all_columns(self) -> tuple[Column, ...]:
@@ -77,9 +82,10 @@ class Relation:
         return 0 if self.snapshot is None else sum(f.size_bytes for f in self.snapshot.files)
 
     @property
-    def identity(self) -> tuple[str, int]:
+    def identity(self) -> Identity:
         """Return what differs whenever the rows may differ."""
-        return ("" if self.snapshot is None else self.snapshot.table_id, self.version)
+        table_id = "" if self.snapshot is None else self.snapshot.table_id
+        return table_id, self.version, tuple(sql for _, sql in self.derived)
 
     def select(self) -> str:
         """Return a SELECT of all rows with exactly `all_columns`, in DuckDB's dialect."""
@@ -147,11 +153,17 @@ def _has_next(log: Path, snapshot: Snapshot | None) -> bool:
 
 
 class Catalog:
-    """The relations of a plan by name, at their newest versions."""
+    """The relations of a plan by name, at their newest versions.
 
-    def __init__(self, plan: Plan, snapshots: Snapshots) -> None:
+    `acts` says what was done about dead letters, by their ids.
+    """
+
+    def __init__(
+        self, plan: Plan, snapshots: Snapshots, acts: Callable[[], Mapping[str, Act]]
+    ) -> None:
         self.plan = plan
         self.snapshots = snapshots
+        self._acts = acts
         self._tables = {t.name: t for t in plan.tables}
         self._views = {v.name: v for v in plan.views}
         self._made: dict[str, Relation] = {}
@@ -169,8 +181,12 @@ class Catalog:
         return self._newest(f"views/{name}", lambda snapshot: self._view(name, snapshot))
 
     def dead_letters(self) -> Relation:
-        """Return the dead letters, with their bytes also as text where they are text."""
-        return self._newest(DEAD_LETTERS, self._dead_letters)
+        """Return the dead letters, each with what became of it, and its bytes as text if it is."""
+        letters = self._newest(DEAD_LETTERS, self._dead_letters)
+        if letters.snapshot is None:
+            return letters
+        status = (Column("status", "VARCHAR"), _status_sql(self._acts()))
+        return replace(letters, derived=(status, *letters.derived[1:]))
 
     def find(self, name: str) -> Relation:
         """Return the table or view of that name."""
@@ -215,8 +231,22 @@ class Catalog:
             columns=columns,
             key=("failed_at", "letter_id"),
             snapshot=snapshot,
-            derived=((Column("text", "VARCHAR"), 'TRY(decode("value"))'),),
+            derived=(
+                (Column("status", "VARCHAR"), _status_sql({})),
+                (Column("text", "VARCHAR"), 'TRY(decode("value"))'),
+            ),
         )
+
+
+def _status_sql(acts: Mapping[str, Act]) -> str:
+    """Return the SQL of a dead letter's status: few are acted on, so their ids stand in it."""
+    of_act: dict[str, list[str]] = {}
+    for letter_id, act in acts.items():
+        of_act.setdefault(act.act, []).append(literal(letter_id))
+    whens = "".join(
+        f" WHEN letter_id IN ({', '.join(ids)}) THEN {literal(act)}" for act, ids in of_act.items()
+    )
+    return f"CASE{whens} ELSE 'open' END" if whens else "'open'"
 
 
 def with_stored(columns: Sequence[Column], snapshot: Snapshot | None) -> tuple[Column, ...]:

@@ -8,6 +8,7 @@ import logging
 import socket as socketlib
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import uvloop
@@ -15,6 +16,7 @@ from granian.constants import Interfaces
 from granian.server.embed import Server
 from starlette.applications import Starlette
 
+from headrace.log.remote import RemoteLog
 from headrace.model.clock import Clock
 from headrace.model.errors import Unavailable
 from headrace.model.layout import Layout
@@ -55,10 +57,12 @@ def run_serve(
     its own; with `host` on a TCP port, alone. `ready` is called once requests are answered.
     `Unavailable`: the address cannot be listened on.
     """
-    app = create_app(plan, DeltaTables(layout.root, clock), layout, clock, alone=host is not None)
     socket = None if host is not None else layout.serve
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(app, socket, host or "", port, stop, ready))
+    with closing(RemoteLog(layout.log, layout.door)) as log:
+        tables = DeltaTables(layout.root, clock)
+        app = create_app(plan, tables, log, layout, clock, alone=host is not None)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(app, socket, host or "", port, stop, ready))
     if socket is not None:
         socket.unlink(missing_ok=True)
 

@@ -1,0 +1,150 @@
+"""`/v1/dead-letters`: each letter with what was done about it, and doing it.
+
+A letter's row never changes; what was done about it is in the log. The two meet in a column
+`status`, so lists can be filtered by it like by any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from headrace.control import dead_letters
+from headrace.model.clock import Clock
+from headrace.model.errors import HeadraceError, Invalid
+from headrace.model.letters import Act
+from headrace.model.log import Log
+from headrace.model.tables import Tables
+from headrace.serve.arguments import Arguments
+from headrace.serve.endpoints import json_response
+from headrace.serve.formats import encode_record, records, time_text
+from headrace.serve.freshness import Freshness
+from headrace.serve.reading import Reading, Readings, freshness_headers
+from headrace.serve.relations import quoted
+
+IDS_MAX = 1_000
+"""Letters that one request may act on."""
+BODY_BYTES_MAX = 1 << 20
+
+T = TypeVar("T")
+
+
+class Chosen(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a replay: which letters."""
+
+    ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=IDS_MAX)]
+
+
+class Discarded(Chosen, forbid_unknown_fields=True):
+    """The body of a discard: which letters, and the reason, which is kept."""
+
+    why: str = ""
+
+
+class LetterActs:
+    """What was done about letters, and doing it; safe to use from many threads."""
+
+    def __init__(self, log: Log, tables: Tables, clock: Clock) -> None:
+        self._log = log
+        self._tables = tables
+        self._clock = clock
+        # A log's reading end is for one thread at a time.
+        self._lock = threading.Lock()
+
+    def all(self) -> Mapping[str, Act]:
+        """Return what was done, by letter id."""
+        with self._lock:
+            return dead_letters.acts(self._log)
+
+    def replay(self, wanted: Chosen) -> list[str]:
+        """Append the letters' records again; see `control.dead_letters`."""
+        with self._lock:
+            return dead_letters.replay(self._log, self._tables, wanted.ids, self._clock)
+
+    def discard(self, wanted: Discarded) -> list[str]:
+        """Record that nothing will be done about the letters; see `control.dead_letters`."""
+        with self._lock:
+            return dead_letters.discard(
+                self._log, self._tables, wanted.ids, self._clock, wanted.why
+            )
+
+
+class LetterEndpoints:
+    """The handlers of one letter, and of what can be done about letters."""
+
+    def __init__(self, readings: Readings, acts: LetterActs) -> None:
+        self._readings = readings
+        self._acts = acts
+
+    async def one(self, request: Request) -> Response:
+        """Answer one dead letter, with what was done about it."""
+        Arguments(request.query_params.multi_items()).finish()
+        letter = request.path_params["letter"]
+        letters, fresh = await self._readings.read(
+            lambda catalog: [catalog.dead_letters()], lambda reading: self._find(reading, letter)
+        )
+        if not letters:
+            raise HeadraceError(
+                f"There is no dead letter {letter!r}",
+                hint="GET /v1/dead-letters lists those there are.",
+                code="unknown_letter",
+            )
+        return Response(
+            encode_record(letters[0]),
+            headers={"cache-control": "no-cache", **freshness_headers(fresh)},
+            media_type="application/json",
+        )
+
+    async def replay(self, request: Request) -> Response:
+        """Append the records of letters again, once."""
+        wanted = await _body(request, Chosen)
+        return json_response({"replayed": await asyncio.to_thread(self._acts.replay, wanted)})
+
+    async def discard(self, request: Request) -> Response:
+        """Record that nothing will be done about letters."""
+        wanted = await _body(request, Discarded)
+        return json_response({"discarded": await asyncio.to_thread(self._acts.discard, wanted)})
+
+    def _find(
+        self, reading: Reading, letter: str
+    ) -> tuple[list[dict[str, object]], tuple[Freshness, ...]]:
+        relation = reading.relations[0]
+        reading.session.prepare(reading.relations)
+        name = quoted(relation.name)
+        sql = f"SELECT * FROM {name} WHERE letter_id = ? ORDER BY failed_at LIMIT 1"
+        act = self._acts.all().get(letter)
+        done = {
+            "acted_at": None if act is None else time_text(act.at_us),
+            "why": None if act is None else act.why,
+        }
+        found = records(reading.session.select(sql, [letter]))
+        return [{**row, **done} for row in found], tuple(reading.fresh)
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    """Return a request's JSON body; the type that it must name keeps other sites' forms out."""
+    Arguments(request.query_params.multi_items()).finish()
+    shape = f'Send {{"ids": ["…"]}} with 1 to {IDS_MAX} ids that GET /v1/dead-letters lists.'
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise Invalid(
+            "The body has to be JSON",
+            hint=f"Say Content-Type: application/json. {shape}",
+            code="unsupported_media_type",
+        )
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES_MAX:
+            raise Invalid(
+                f"The body is larger than {BODY_BYTES_MAX} bytes", hint=shape, code="body_too_large"
+            )
+    try:
+        return msgspec.json.decode(bytes(body), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        raise Invalid(f"The body cannot be used: {e}", hint=shape, code="invalid_body") from e
