@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import msgspec
 
@@ -43,8 +44,26 @@ class Child:
     role: str
     process: subprocess.Popen[bytes]
     started_s: float
+    readiness: BinaryIO | None
+    """Pipe on which it says that it is ready; None once it has, or has ended before."""
+    is_ready: bool = False
+    is_draining: bool = False
     backoff_s: float = BACKOFF_S_MIN
-    restarts: int = 0
+    restart_at_s: float | None = None
+    """When it is started again; None while it is not known to have ended."""
+
+    def hear(self, wait_s: float = 0.0) -> None:
+        """Find out whether it has become ready; it may take `wait_s` to say so."""
+        if self.readiness is None or not select.select([self.readiness], [], [], wait_s)[0]:
+            return
+        self.is_ready = bool(self.readiness.read(64))
+        self.close()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        if self.readiness is not None:
+            self.readiness.close()
+            self.readiness = None
 
 
 @dataclass(frozen=True)
@@ -89,10 +108,9 @@ class Supervisor:
             self._lifeline = os.pipe()
             try:
                 if "collect" in self._roles:
-                    self._wait_ready(*self._start("collect"))
-                begun = [self._start(r) for r in self._roles if r != "collect"]
-                for child, reader in begun:
-                    self._wait_ready(child, reader)
+                    self._wait_ready(self._start("collect"))
+                for child in [self._start(r) for r in self._roles if r != "collect"]:
+                    self._wait_ready(child)
                 ready()
                 self._watch(until_idle=until_idle)
             finally:
@@ -100,7 +118,7 @@ class Supervisor:
                 for descriptor in self._lifeline:
                     os.close(descriptor)
 
-    def _start(self, role: str) -> tuple[Child, int]:
+    def _start(self, role: str) -> Child:
         reader, writer = os.pipe()
         lifeline = self._lifeline[0]
         command = [sys.executable, "-m", "headrace.app.role", role]
@@ -111,44 +129,51 @@ class Supervisor:
             command, pass_fds=(writer, lifeline), stdin=subprocess.DEVNULL, start_new_session=True
         )
         os.close(writer)
-        before = self._children.get(role)
-        child = Child(role, process, self._clock.monotonic_s())
-        if before:
-            child.backoff_s, child.restarts = before.backoff_s, before.restarts
+        readiness = os.fdopen(reader, "rb", buffering=0)
+        child = Child(role, process, self._clock.monotonic_s(), readiness)
         self._children[role] = child
-        return child, reader
+        return child
 
-    def _wait_ready(self, child: Child, reader: int) -> None:
-        with open(reader, "rb", buffering=0) as pipe:
-            deadline = self._clock.monotonic_s() + READY_TIMEOUT_S
-            while not self.stop.is_set():
-                readable, _, _ = select.select([pipe], [], [], POLL_S)
-                if readable:
-                    if not pipe.read(64):
-                        child.process.wait()
-                        self._raise_if_final(child)
-                        return
-                    return
-                if self._clock.monotonic_s() > deadline:
-                    self._say(f"{child.role} is still beginning after {READY_TIMEOUT_S:.0f} s")
-                    return
+    def _wait_ready(self, child: Child) -> None:
+        deadline = self._clock.monotonic_s() + READY_TIMEOUT_S
+        while not self.stop.is_set():
+            child.hear(POLL_S)
+            if child.is_ready:
+                return
+            if child.process.poll() is not None:
+                self._raise_if_final(child)
+                return
+            if self._clock.monotonic_s() > deadline:
+                self._say(f"{child.role} is still beginning after {READY_TIMEOUT_S:.0f} s")
+                return
 
     def _watch(self, *, until_idle: bool) -> None:
         while not self.stop.is_set():
             for child in list(self._children.values()):
-                status = child.process.poll()
-                if status is None:
-                    continue
-                if status == 0 and child.role == "pull":
-                    continue
-                if status == 0 and child.role == "process" and self._draining:
+                if self._tend(child):
                     return
-                self._raise_if_final(child)
-                self._restart(child)
-            if until_idle and not self._draining and self._sources_done():
-                self._draining = True
-                self._tell_to_drain()
+            self._draining = self._draining or (until_idle and self._sources_done())
             self._clock.wait(self.stop, POLL_S)
+
+    def _tend(self, child: Child) -> bool:
+        """Do what one child needs now, never waiting; return whether the whole run is done.
+
+        A role that is slow to begin again must not keep the supervisor from another one.
+        """
+        status = child.process.poll()
+        if status is None:
+            child.hear()
+            # Before it is ready the signal would end it.
+            if self._draining and child.role == "process" and child.is_ready:
+                self._tell_to_drain(child)
+            return False
+        if status == 0 and child.role == "pull":
+            return False
+        if status == 0 and child.role == "process" and self._draining:
+            return True
+        self._raise_if_final(child)
+        self._restart(child)
+        return False
 
     def _sources_done(self) -> bool:
         pull = self._children.get("pull")
@@ -162,25 +187,30 @@ class Supervisor:
             raise Internal(f"The {child.role} role cannot go on; its reason stands above")
 
     def _restart(self, child: Child) -> None:
-        ran_s = self._clock.monotonic_s() - child.started_s
-        child.backoff_s = BACKOFF_S_MIN if ran_s > STEADY_S else child.backoff_s
-        self._say(
-            f"{child.role} ended with status {child.process.returncode}; "
-            f"starting it again in {child.backoff_s:.1f} s"
-        )
-        self._clock.wait(self.stop, child.backoff_s)
-        child.backoff_s = min(child.backoff_s * 2, BACKOFF_S_MAX)
-        child.restarts += 1
-        if not self.stop.is_set():
-            self._wait_ready(*self._start(child.role))
-            if self._draining and child.role == "process":
-                self._tell_to_drain()
+        """Start a role again that has ended, once its pause is over."""
+        now_s = self._clock.monotonic_s()
+        if child.restart_at_s is None:
+            child.close()
+            if now_s - child.started_s > STEADY_S:
+                child.backoff_s = BACKOFF_S_MIN
+            child.restart_at_s = now_s + child.backoff_s
+            self._say(
+                f"{child.role} ended with status {child.process.returncode}; "
+                f"starting it again in {child.backoff_s:.1f} s"
+            )
+        if now_s >= child.restart_at_s:
+            again = self._start(child.role)
+            again.backoff_s = min(child.backoff_s * 2, BACKOFF_S_MAX)
 
-    def _tell_to_drain(self) -> None:
-        self._children["process"].process.send_signal(signal.SIGUSR1)
+    def _tell_to_drain(self, child: Child) -> None:
+        if not child.is_draining:
+            child.is_draining = True
+            child.process.send_signal(signal.SIGUSR1)
 
     def _stop_all(self) -> None:
         deadline = self._clock.monotonic_s() + STOP_TIMEOUT_S
+        for each in self._children.values():
+            each.close()
         for role in ("pull", "collect", "process", "serve"):
             child = self._children.get(role)
             if child is None or child.process.poll() is not None:
