@@ -25,7 +25,7 @@ from deltalake import DeltaTable
 
 from headrace.log.embedded import EmbeddedLogReader
 from headrace.model.clock import SystemClock
-from headrace.process.ledger import last_row
+from headrace.process.ledger import LedgerRow, last_row
 from headrace.tables.delta import DeltaTables
 from headrace.testing.checker import Acknowledged, Checker
 
@@ -34,7 +34,9 @@ BAD_EVERY = 10
 BATCH = 20
 DEADLINE_S = 60.0
 """How long anything may take that has to happen at all."""
-SMALL = 'every="20 ms"'
+SMALL = """every="20 ms", segment_bytes_max=100_000, table_files_max=8, commits_per_checkpoint=5,
+    keep_commits="0 s", tidy_every="100 ms\""""
+"""Small bounds everywhere, so that a short run does all kinds of work."""
 PIPELINE = """from headrace import Pipeline, Record, tumbling
 
 pipeline = Pipeline("numbered", OPTIONS)
@@ -230,8 +232,8 @@ def breaches(data: Path, sent: int, views: dict[str, str] | None = None) -> list
     acknowledged = Acknowledged(data.parent / "acknowledged").read()
     assert acknowledged, "nothing was acknowledged"
     found = checker.check(acknowledged, range(sent))
-    tables = DeltaTables(data, SystemClock())
-    row = last_row(tables, tables.snapshot("system/ledger"))
+    row = last_ledger_row(data)
+    assert row is not None
     log = EmbeddedLogReader(data / "log")
     starts = {f"events/{p}": s for p, s in enumerate(log.starts("events"))}
     ends = {f"events/{p}": e for p, e in enumerate(log.ends("events"))}
@@ -243,6 +245,21 @@ def breaches(data: Path, sent: int, views: dict[str, str] | None = None) -> list
     if totals.read != totals.decoded + totals.dead + totals.duplicates:
         found.append(f"the accounts do not close: {totals}")
     return found
+
+
+def last_ledger_row(data: Path) -> LedgerRow | None:
+    tables = DeltaTables(data, SystemClock())
+    snapshot = tables.snapshot("system/ledger")
+    return last_row(tables, snapshot) if snapshot else None
+
+
+def processed(data: Path) -> int:
+    """Return how many events are rows or dead letters, by the ledger's accounts."""
+    row = last_ledger_row(data)
+    if row is None:
+        return 0
+    totals = row.topic_totals["events"]
+    return totals.decoded + totals.dead
 
 
 def numbers_in(data: Path, table: str = "numbers") -> list[int]:
