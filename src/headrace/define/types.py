@@ -6,6 +6,7 @@ The text of a type is canonical: two columns have the same type exactly if their
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import duckdb
 import pyarrow as pa
@@ -154,18 +155,20 @@ def needs_cast(kind: DuckDBPyType) -> bool:
     return any(needs_cast(child) for child in inner)
 
 
-def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
-    """Return the Arrow schema of columns, all nullable; timestamps are microseconds in UTC."""
+def arrow_schema(columns: Iterable[Column], con: duckdb.DuckDBPyConnection | None = None) -> pa.Schema:
+    """Return the Arrow schema of columns, all nullable; timestamps are microseconds in UTC.
+
+    `con` is a database to ask, whose time zone is UTC: opening one takes most of the time.
+    """
     items = [f"CAST(NULL AS {c.type}) AS {quoted(c.name)}" for c in columns]
-    with open_duckdb() as con:
-        return con.sql(f"SELECT {', '.join(items)}").to_arrow_table().schema
+    with nullcontext(con) if con else open_duckdb() as asked:
+        return asked.sql(f"SELECT {', '.join(items)}").to_arrow_table().schema
 
 
-def columns_of(schema: pa.Schema) -> tuple[Column, ...]:
-    """Return the columns of an Arrow schema, such as an existing table's."""
-    with open_duckdb() as con:
-        con.register("existing", schema.empty_table())
-        relation = con.sql("SELECT * FROM existing")
+def columns_of(schema: pa.Schema, con: duckdb.DuckDBPyConnection | None = None) -> tuple[Column, ...]:
+    """Return the columns of an Arrow schema, such as an existing table's; `con` as above."""
+    with nullcontext(con) if con else open_duckdb() as asked:
+        relation = asked.from_arrow(schema.empty_table())
         pairs = zip(relation.columns, relation.types, strict=True)
         return tuple(Column(name, stored_type(kind)) for name, kind in pairs)
 

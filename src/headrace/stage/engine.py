@@ -86,11 +86,12 @@ class Engine:
 
     def arrow_schema(self, columns: Iterable[Column]) -> pa.Schema:
         """Return the Arrow schema of columns, all nullable; timestamps are microseconds in UTC."""
-        return arrow_schema(columns)
+        return arrow_schema(columns, self._con)
 
     def columns(self, table: Snapshot | pa.Schema) -> tuple[Column, ...]:
         """Return the columns of an existing table."""
-        return columns_of(table.schema if isinstance(table, Snapshot) else table)
+        schema = table.schema if isinstance(table, Snapshot) else table
+        return columns_of(schema, self._con)
 
     def close(self) -> None:
         """Release the database and its memory."""
