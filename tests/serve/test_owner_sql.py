@@ -2,6 +2,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.model.errors import HeadraceError, Invalid
+from headrace.serve import formats
 from headrace.serve.owner import OwnerSql
 
 
@@ -108,3 +109,16 @@ def test_a_column_added_later_and_a_table_made_again(world, sql):
     world.tables.drop("tables/sales")
     with pytest.raises(HeadraceError):
         sql.query("SELECT n FROM sales")
+
+
+def test_intervals_are_texts(sql):
+    query = (
+        "SELECT INTERVAL '1 month 2 days 90 seconds' AS a, INTERVAL '1 millisecond' AS b,"
+        " INTERVAL '0 days' AS c, INTERVAL '-2 minutes' AS d, NULL::INTERVAL AS e"
+    )
+    assert formats.records(sql.query(query)) == [
+        {"a": "P1M2DT90S", "b": "PT0.001S", "c": "PT0S", "d": "PT-120S", "e": None}
+    ]
+    assert formats.encode(sql.query(query), "csv", next_=None, paged=False).splitlines()[1] == (
+        b'"P1M2DT90S","PT0.001S","PT0S","PT-120S",'
+    )

@@ -9,6 +9,8 @@ NaN, infinities    null
 timestamps         RFC 3339 in UTC with `Z` and six digits of fraction; null outside the years
                    1 to 9999, infinities among them
 dates, times       `YYYY-MM-DD`, `HH:MM:SS`
+intervals          ISO 8601 in months, days and seconds: `P1M2DT120S`; within others, the three
+                   numbers, of nanoseconds the last
 binary             base64
 maps, structs      an object
 lists              an array
@@ -23,6 +25,7 @@ import base64
 import datetime as dt
 import io
 from collections.abc import Callable
+from decimal import Decimal
 from typing import TypeVar
 
 import msgspec
@@ -143,7 +146,16 @@ def _values(column: pa.ChunkedArray) -> list[object]:
         # As text at once, which is faster than by way of Python's datetime.
         inside = pc.and_(pc.greater_equal(column, _FIRST), pc.less_equal(column, _LAST))
         column = pc.strftime(pc.if_else(inside, column, None), format="%Y-%m-%dT%H:%M:%SZ")
+    if pa.types.is_interval(column.type):
+        return [None if v is None else _duration(*v) for v in column.to_pylist()]
     return _encoded(lambda: column.to_pylist(maps_as_pydicts="lossy"))
+
+
+def _duration(months: int, days: int, nanoseconds: int) -> str:
+    seconds = Decimal(nanoseconds).scaleb(-9).normalize()
+    date = (f"{months}M" if months else "") + (f"{days}D" if days else "")
+    time = f"T{seconds:f}S" if seconds or not date else ""
+    return f"P{date}{time}"
 
 
 def _in_utc(kind: pa.DataType) -> pa.DataType:
@@ -173,7 +185,7 @@ def _encoded(make: Callable[[], T]) -> T:
 def _csv(rows: pa.Table) -> bytes:
     columns = []
     for column in rows.columns:
-        if pa.types.is_nested(column.type) or pa.types.is_interval(column.type):
+        if pa.types.is_nested(column.type):
             texts = [None if v is None else _ENCODER.encode(v).decode() for v in _values(column)]
             columns.append(pa.array(texts, pa.string()))
         elif pa.types.is_binary(column.type) or pa.types.is_fixed_size_binary(column.type):
@@ -181,13 +193,18 @@ def _csv(rows: pa.Table) -> bytes:
                 None if v is None else base64.b64encode(v).decode() for v in column.to_pylist()
             ]
             columns.append(pa.array(texts, pa.string()))
-        elif pa.types.is_timestamp(column.type) or pa.types.is_dictionary(column.type):
+        elif _is_shown_as_text(column.type):
             columns.append(pa.array(_values(column), pa.string()))
         else:
             columns.append(column)
     buffer = io.BytesIO()
     pa_csv.write_csv(pa.Table.from_arrays(columns, rows.column_names), buffer)
     return buffer.getvalue()
+
+
+def _is_shown_as_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_timestamp(kind) or types.is_dictionary(kind) or types.is_interval(kind)
 
 
 def time_text(us: int) -> str:
