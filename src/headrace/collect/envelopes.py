@@ -34,6 +34,7 @@ _TYPE_CACHE_ENTRIES = 256
 _GZIP_WBITS = 31
 _INFLATE_STEP_BYTES = 1 << 20
 _WHITE = b" \t\r\n"
+_SHOWN_LENGTH_MAX = 100
 _RAW = msgspec.json.Decoder(msgspec.Raw)
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]', re.DOTALL)
@@ -64,9 +65,10 @@ def form_of(content_type: str | None) -> Form:
         form = "json"
     if form is None or not _is_utf8(parameters):
         raise Invalid(
-            "This content type cannot be taken apart into records",
-            hint="Send application/json (an object or an array), application/x-ndjson (an object a"
-            " line), application/cloudevents+json or application/cloudevents-batch+json, in UTF-8.",
+            f"Content type {content_type[:_SHOWN_LENGTH_MAX]!r} cannot be taken apart into records",
+            hint="Say Content-Type: application/json (an object or an array), application/x-ndjson"
+            " (an object a line), application/cloudevents+json or"
+            " application/cloudevents-batch+json, in UTF-8.",
             code="unsupported_media_type",
         )
     return form

@@ -1,7 +1,7 @@
 """One topic, one view: what was seen, and how often.
 
 headrace run pipeline.py
-curl -d '{"name": "first"}' http://127.0.0.1:8080/v1/topics/events
+curl --json '{"name": "first"}' http://127.0.0.1:8080/v1/topics/events
 curl http://127.0.0.1:8080/v1/views/by_name
 """
 
