@@ -41,8 +41,9 @@ format: $(READY) ## bring the code into its one format
 docs: $(READY) ## write docs/reference again
 	$(BIN)/python docs/generate.py
 
-bench: $(READY) ## measure; prints a table and a JSON line for each benchmark
-	@for name in $(BENCHMARKS); do $(BIN)/python bench/$$name.py || exit 1; done
+bench: $(READY) ## measure; prints a table and a JSON line for each benchmark (QUICK=1: minutes)
+	@for name in $(BENCHMARKS); do $(BIN)/python bench/$$name.py $(if $(QUICK),--quick) || exit 1; done
+	$(BIN)/python bench/report.py
 
 clean: ## remove everything that is made
 	rm -rf $(VENV) build dist bench/results

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import re
 import signal
 import socket
@@ -21,12 +19,12 @@ import sys
 import tempfile
 import threading
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import uvloop
 from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
+from measure import Row, tell
 
 from headrace.collect.run import run_collect
 from headrace.model.clock import SystemClock
@@ -176,34 +174,18 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     }
 
 
-def report(found: dict[str, dict[str, float]], options: argparse.Namespace) -> None:
-    print(f"{'':18}{'ratio':>7}{'door/s':>12}{'bare/s':>12}{'p99 ms':>9}{'bare p99':>10}")
-    for case, f in found.items():
-        f["ratio"] = f["door"] / f["bare"]
-        print(
-            f"{case:18}{f['ratio']:7.2f}{f['door']:12,.0f}{f['bare']:12,.0f}"
-            f"{f['door_p99_ms']:9.1f}{f['bare_p99_ms']:10.1f}"
-        )
-    machine = {
-        "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "granian": version("granian"),
-        "system": platform.platform(),
-    }
-    rounded = {c: {k: round(v, 3) for k, v in f.items()} for c, f in found.items()}
-    print(
-        json.dumps(
-            {
-                "bench": "door",
-                "connections": CONNECTIONS,
-                "seconds": options.seconds,
-                "rounds": options.rounds,
-                "machine": machine,
-                "results": rounded,
-            }
-        )
-    )
+def rows_of(found: dict[str, dict[str, float]]) -> list[Row]:
+    return [
+        {
+            "request": case,
+            "ratio": f["door"] / f["bare"],
+            "door events/s": f["door"],
+            "bare events/s": f["bare"],
+            "p99 ms": f["door_p99_ms"],
+            "bare p99 ms": f["bare_p99_ms"],
+        }
+        for case, f in found.items()
+    ]
 
 
 def main() -> None:
@@ -213,13 +195,22 @@ def main() -> None:
     parser.add_argument("--data", default=None)
     parser.add_argument("--serve", choices=["bare", "door"])
     parser.add_argument("--port", type=int)
+    parser.add_argument("--quick", action="store_true", help="1 second, 3 rounds")
     options = parser.parse_args()
+    if options.quick:
+        options.seconds = 1
     if options.serve == "bare":
         serve_bare(options.port)
     elif options.serve == "door":
         serve_door(options.port, options.data)
     else:
-        report(measure(options), options)
+        tell(
+            "door",
+            rows_of(measure(options)),
+            connections=CONNECTIONS,
+            seconds=options.seconds,
+            rounds=options.rounds,
+        )
 
 
 if __name__ == "__main__":
