@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     except HeadraceError as e:
         sys.stderr.write(f"{role.name}: {e}\n")
         return _status(e)
+    except Exception:  # noqa: BLE001 - Python's own status would say that it is the user's fault
+        traceback.print_exc()
+        return EXIT_SYSTEM
     return 0
 
 
