@@ -276,12 +276,16 @@ def good(numbers: range | list[int]) -> list[int]:
 def contents(folder: Path) -> dict[str, str]:
     """Return every file of a folder with a digest of its bytes, but for what a run keeps of itself.
 
-    `run/` holds nothing that a restart needs, and a log's lock file is empty.
+    `run/` holds nothing that a restart needs; SQLite's shared memory (`-shm`) is for those who have
+    a file open, and whoever reads leaves an empty write-ahead log (`-wal`).
     """
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] != "run"
+        if path.is_file()
+        and path.relative_to(folder).parts[0] != "run"
+        and not path.name.endswith("-shm")
+        and (path.stat().st_size or not path.name.endswith("-wal"))
     }
 
 

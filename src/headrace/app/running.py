@@ -5,12 +5,16 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from headrace.app.supervisor import ROLES_IN_ORDER, Address, Supervisor
+from headrace.log.embedded import EmbeddedLogReader
 from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
+from headrace.process.recover import check_fit
+from headrace.tables.delta import DeltaTables
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -29,7 +33,8 @@ def run_pipeline(
 ) -> None:
     """Run the roles until SIGTERM or SIGINT, or until all is done with `until_idle`.
 
-    Raises `Invalid` for an address that is taken or public, and whatever ended a role for good.
+    Raises `Invalid` for an address that is taken or public or a plan that cannot go on with the
+    tables, `Corrupt` for a log that is not theirs, and whatever ended a role for good.
     """
     if address.host not in LOOPBACK and not insecure_bind:
         raise Invalid(
@@ -46,7 +51,12 @@ def run_pipeline(
     supervisor = Supervisor(plan, layout, clock, address, only=only, say=say)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop.set())
-    supervisor.run(until_idle=until_idle, ready=ready)
+
+    def check() -> None:
+        with closing(EmbeddedLogReader(layout.log)) as log:
+            check_fit(plan, log, DeltaTables(layout.root, clock))
+
+    supervisor.run(until_idle=until_idle, check=check, ready=ready)
 
 
 def check_free(address: Address) -> None:

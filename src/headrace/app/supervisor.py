@@ -98,12 +98,20 @@ class Supervisor:
         self._draining = False
         self.stop = threading.Event()
 
-    def run(self, *, until_idle: bool = False, ready: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        *,
+        until_idle: bool = False,
+        check: Callable[[], None] = lambda: None,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
         """Start the roles and watch them until `stop` is set or, with `until_idle`, all is done.
 
+        `check` is called while nobody else runs the directory and before anything in it is touched.
         Raises the kind of error that ended a role for good; all roles are stopped by then.
         """
         with held(self._layout):
+            check()
             self._layout.plan.write_bytes(msgspec.json.encode(self._plan))
             self._lifeline = os.pipe()
             try:

@@ -103,6 +103,8 @@ def check_log(log: LogReader, last: LedgerRow | None) -> None:
     for name in last.incarnations if last else ():
         incarnation = topics[name].incarnation if name in topics else None
         check_incarnation(log, name, incarnation, last)
+        if name in topics:
+            positions(log, topics[name], last)
 
 
 def check_incarnation(

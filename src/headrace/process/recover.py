@@ -6,27 +6,30 @@ take-over from another owner are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 
 import msgspec
 import pyarrow as pa
 
 from headrace.define.compatible import compatible
 from headrace.model.clock import Clock
-from headrace.model.errors import Corrupt, Fenced, Invalid
+from headrace.model.errors import Corrupt, Fenced, Invalid, Unavailable
 from headrace.model.failpoint import failpoint
-from headrace.model.log import Log
+from headrace.model.log import Log, LogReader
 from headrace.model.plan import (
     DEAD_LETTER_SCHEMA,
     DEAD_LETTERS,
     KNOWN_ID_SCHEMA,
     KNOWN_IDS,
+    LEDGER,
+    Column,
     Plan,
 )
 from headrace.model.runner import Runner
 from headrace.model.tables import Tables
 from headrace.process.commit import make_visible
-from headrace.process.ledger import Ledger
+from headrace.process.ledger import Ledger, last_row
 from headrace.process.owner import Owner
 from headrace.process.ranges import check_log
 from headrace.process.views import ViewKeeper
@@ -118,19 +121,44 @@ def _lacks(owner: Owner, name: str, epoch: int) -> bool:
     return name in owner.opened and owner.epoch_of(name) < epoch
 
 
-def adopt_plan(owner: Owner, engine: Engine) -> None:
-    """Make the tables of the plan that are missing, and add columns that it has in addition."""
-    existing = {
-        name.removeprefix("tables/"): engine.columns(owner.tables.snapshot(name))
-        for name in owner.tables.names()
-        if name.startswith("tables/")
-    }
-    if problems := compatible(owner.plan, existing):
+def check_fit(plan: Plan, log: LogReader, tables: Tables) -> None:
+    """Raise if a plan cannot run on what is stored; nothing is touched.
+
+    `Invalid`: the plan cannot go on with the tables. `Corrupt`: the tables contain records that the
+    log never had. Tables that a power cut damaged are passed over: an owner repairs them and checks
+    again.
+    """
+    try:
+        ledger = tables.snapshot(LEDGER)
+        last = last_row(tables, ledger) if ledger else None
+        with closing(Engine(threads=1)) as engine:
+            existing = stored_columns(tables, engine) if last else {}
+    except (Corrupt, Unavailable):
+        return
+    check_plan(plan, existing)
+    check_log(log, last)
+
+
+def stored_columns(tables: Tables, engine: Engine) -> dict[str, tuple[Column, ...]]:
+    """Return the columns of every table that is stored, by its name in the plan."""
+    found = {n.removeprefix("tables/"): n for n in tables.names() if n.startswith("tables/")}
+    snapshots = {name: tables.snapshot(stored) for name, stored in found.items()}
+    return {name: engine.columns(snapshot) for name, snapshot in snapshots.items() if snapshot}
+
+
+def check_plan(plan: Plan, existing: Mapping[str, Sequence[Column]]) -> None:
+    """Raise `Invalid` if a plan cannot go on with tables of these columns."""
+    if problems := compatible(plan, existing):
         raise Invalid(
             "\n".join(p.message for p in problems),
             hint=problems[0].hint,
             code="incompatible_plan",
         )
+
+
+def adopt_plan(owner: Owner, engine: Engine) -> None:
+    """Make the tables of the plan that are missing, and add columns that it has in addition."""
+    check_plan(owner.plan, stored_columns(owner.tables, engine))
     wanted = {f"tables/{t.name}": engine.arrow_schema(t.columns) for t in owner.plan.tables}
     for name, schema in (wanted | _SYSTEM).items():
         table = owner.opened.get(name) or owner.tables.open(name)
