@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from contextlib import closing
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.model.errors import Internal
+from headrace.model.errors import Internal, Unavailable
 from headrace.model.plan import Column
-from headrace.stage.engine import SCAN_ROWS, Engine, SqlError, bisect
+from headrace.stage.engine import SCAN_ROWS, Engine, OutOfMemory, SqlError, bisect
 
 ENGINE = Engine(threads=2, memory_limit="500MB")
 
@@ -70,3 +72,35 @@ def test_columns_and_arrow_types_are_two_forms_of_one():
     schema = ENGINE.arrow_schema(columns)
     assert schema.field("t").type == pa.timestamp("us", tz="UTC")
     assert ENGINE.columns(schema) == columns
+
+
+def count_each(engine: Engine, rows: pa.Table) -> pa.Table:
+    return engine.query("SELECT x, count(*) AS n FROM batch GROUP BY x", {"batch": rows})
+
+
+def test_what_needs_too_much_memory_is_done_in_pieces_and_fails_no_row():
+    rows = pa.table({"x": list(range(300_000))})
+    with closing(Engine(threads=1, memory_limit="3MB")) as small:
+        with pytest.raises(OutOfMemory):
+            count_each(small, rows)
+        pieces, failed = bisect(lambda piece: count_each(small, piece), rows)
+        assert len(pieces) > 1
+        assert failed == []
+        assert sum(piece.num_rows for piece in pieces) == rows.num_rows
+
+
+@pytest.mark.parametrize("n", [1, 1_000])
+def test_too_little_memory_for_any_row_is_no_records_fault(n):
+    with closing(Engine(threads=1, memory_limit="1MB")) as tiny, pytest.raises(Unavailable):
+        bisect(lambda piece: count_each(tiny, piece), pa.table({"x": list(range(n))}))
+
+
+def test_a_row_that_alone_needs_too_much_memory_fails_alone():
+    sql = "SELECT (SELECT len(list(u)) FROM (SELECT unnest(range(x)) AS u)) AS n FROM batch"
+    with closing(Engine(threads=1, memory_limit="20MB")) as small:
+        rows = pa.table({"x": [1, 2, 3_000_000, 4]})
+        pieces, failed = bisect(lambda piece: small.query(sql, {"batch": piece}), rows)
+    assert [n for piece in pieces for n in piece.column("n").to_pylist()] == [1, 2, 4]
+    assert [(at, error.message.partition(":")[0]) for at, error in failed] == [
+        (2, "Out of Memory Error")
+    ]

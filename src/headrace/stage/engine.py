@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from headrace.define.types import arrow_schema, columns_of
-from headrace.model.errors import Internal
+from headrace.model.errors import Internal, Unavailable
 from headrace.model.plan import Column
 from headrace.model.tables import Snapshot
 
@@ -52,6 +52,10 @@ class SqlError(Exception):
         self.message = message
 
 
+class OutOfMemory(Unavailable):
+    """A statement needs more memory than there is: for so many rows, or for any at all."""
+
+
 class Engine:
     """An in-memory DuckDB. Used from one thread at a time.
 
@@ -69,7 +73,7 @@ class Engine:
         """Return the rows of one SELECT over Arrow tables, each a relation of its name.
 
         Rows keep their order as far as the SQL does. `SqlError` if a value in the rows makes the
-        statement fail; `Internal` if the statement itself or the engine does.
+        statement fail; `Internal` if the statement itself or the engine does; `OutOfMemory`.
         """
         try:
             for name, rows in relations.items():
@@ -78,6 +82,10 @@ class Engine:
         except _OURS as error:
             # The process must not go on with an engine in an unknown state.
             raise Internal(f"The engine failed: {shortened(error)}") from error
+        except duckdb.OutOfMemoryException as error:
+            raise OutOfMemory(
+                shortened(error), hint="Give it more memory.", code="out_of_memory"
+            ) from error
         except duckdb.Error as error:
             raise SqlError(shortened(error)) from error
         finally:
@@ -105,7 +113,9 @@ def bisect(
 
     Returns the results of the pieces that went well, in order, and (position, error) of the rows
     that did not. When all is well that is one piece and one run; each failing row costs about
-    2 × log2(rows) runs more.
+    2 × log2(rows) runs more. What needs too much memory is run in smaller pieces. A row that alone
+    does fails for it, unless a row of nulls does too: then no row is to blame, and it is
+    `OutOfMemory`.
     """
     done: list[T] = []
     failed: list[tuple[int, SqlError]] = []
@@ -118,9 +128,33 @@ def bisect(
             if end - start <= 1:
                 failed.append((start, error))
             else:
-                middle = (start + end) // 2
-                pieces += [(middle, end), (start, middle)]
+                pieces += _halves(start, end)
+        except OutOfMemory as error:
+            if end - start > 1:
+                pieces += _halves(start, end)
+            elif start == end or _needs_too_much(run, rows.slice(0, 0)):
+                raise
+            else:
+                failed.append((start, SqlError(error.message)))
     return done, failed
+
+
+def _halves(start: int, end: int) -> list[tuple[int, int]]:
+    """Return the halves of a piece, the one to be run first last."""
+    middle = (start + end) // 2
+    return [(middle, end), (start, middle)]
+
+
+def _needs_too_much(run: Callable[[pa.Table], object], no_rows: pa.Table) -> bool:
+    """Return whether a statement needs too much memory even for a row of nulls."""
+    nulls = [pa.nulls(1, field.type) for field in no_rows.schema]
+    try:
+        run(pa.Table.from_arrays(nulls, names=no_rows.schema.names))
+    except OutOfMemory:
+        return True
+    except SqlError:
+        return False
+    return False
 
 
 def shortened(error: Exception) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from headrace.define.types import quoted
 from headrace.model.plan import Column
 from headrace.stage.decode import literal
-from headrace.stage.engine import Engine, SqlError, bisect
+from headrace.stage.engine import Engine, OutOfMemory, SqlError, bisect
 
 SPELT_OUT = 50
 """Records of an epoch and table whose own message is asked for; more get that of the first."""
@@ -42,7 +42,7 @@ class RowSql:
         """Return the rows, in pieces, and (position, message) of the records that fail."""
         try:
             return [self._query(records)], []
-        except SqlError:
+        except (SqlError, OutOfMemory):
             failing = self._find_failing(records)
         left = np.setdiff1d(np.arange(records.num_rows), failing)
         pieces, failed = self._bisect(records, left)
@@ -80,7 +80,7 @@ class RowSql:
             return np.empty(0, np.int64)
         try:
             asked = self._engine.query(self._asks, {self._relation: records})
-        except SqlError:
+        except (SqlError, OutOfMemory):
             return np.empty(0, np.int64)
         return np.flatnonzero(asked.column("failed").to_numpy())
 
