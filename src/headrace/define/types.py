@@ -155,7 +155,9 @@ def needs_cast(kind: DuckDBPyType) -> bool:
     return any(needs_cast(child) for child in inner)
 
 
-def arrow_schema(columns: Iterable[Column], con: duckdb.DuckDBPyConnection | None = None) -> pa.Schema:
+def arrow_schema(
+    columns: Iterable[Column], con: duckdb.DuckDBPyConnection | None = None
+) -> pa.Schema:
     """Return the Arrow schema of columns, all nullable; timestamps are microseconds in UTC.
 
     `con` is a database to ask, whose time zone is UTC: opening one takes most of the time.
@@ -165,7 +167,9 @@ def arrow_schema(columns: Iterable[Column], con: duckdb.DuckDBPyConnection | Non
         return asked.sql(f"SELECT {', '.join(items)}").to_arrow_table().schema
 
 
-def columns_of(schema: pa.Schema, con: duckdb.DuckDBPyConnection | None = None) -> tuple[Column, ...]:
+def columns_of(
+    schema: pa.Schema, con: duckdb.DuckDBPyConnection | None = None
+) -> tuple[Column, ...]:
     """Return the columns of an Arrow schema, such as an existing table's; `con` as above."""
     with nullcontext(con) if con else open_duckdb() as asked:
         relation = asked.from_arrow(schema.empty_table())
