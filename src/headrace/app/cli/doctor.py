@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import click
 import psutil
+from rich.markup import escape
 
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import console, print_json, size_text
@@ -57,9 +58,9 @@ def doctor(layout: Layout, *, as_json: bool) -> int:
     else:
         for finding in findings:
             mark = "[green]ok  [/]" if finding.fine else "[bold red]mend[/]"
-            console().print(f"{mark} {finding.what}: {finding.found}", soft_wrap=True)
+            console().print(f"{mark} {finding.what}: {escape(finding.found)}", soft_wrap=True)
             if not finding.fine:
-                console().print(f"       [cyan]hint:[/] {finding.hint}", soft_wrap=True)
+                console().print(f"       [cyan]hint:[/] {escape(finding.hint)}", soft_wrap=True)
     return 0 if all(f.fine for f in findings) else 2
 
 

@@ -22,6 +22,11 @@ PIPE_WIDTH = 1000
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _STEP = 1000
 
+_CONTROLS = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+}
+"""Signs that a terminal obeys: records come from outside, and may hold any."""
+
 
 def console() -> Console:
     """Return standard output for people: in a pipe without colours, and lines are not broken."""
@@ -31,9 +36,9 @@ def console() -> Console:
 def print_error(message: str, hint: str = "") -> None:
     """Print what went wrong, and what to do, on standard error."""
     err = Console(stderr=True, highlight=False, soft_wrap=True)
-    err.print(Text("error: ", style="bold red") + Text(message, style="default"))
+    err.print(Text("error: ", style="bold red") + Text(visible(message), style="default"))
     if hint:
-        err.print(Text("  hint: ", style="bold cyan") + Text(hint, style="default"))
+        err.print(Text("  hint: ", style="bold cyan") + Text(visible(hint), style="default"))
 
 
 def print_json(value: object) -> None:
@@ -66,12 +71,17 @@ def cell(value: object) -> str:
         case float():
             return f"{value:.12g}"
         case str() | int() | Decimal():
-            return str(value)
+            return visible(str(value))
         case datetime():
             return plain(value)
         case bytes():
-            return value.decode("utf-8", "backslashreplace")
-    return msgspec.json.encode(plain(value)).decode()
+            return visible(value.decode("utf-8", "backslashreplace"))
+    return visible(msgspec.json.encode(plain(value)).decode())
+
+
+def visible(text: str) -> str:
+    """Return a text with signs that a terminal would obey written as escapes."""
+    return text.translate(_CONTROLS)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any value that a table or a status holds

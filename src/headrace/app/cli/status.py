@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import msgspec
+from rich.markup import escape
 
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import console, print_json, print_rows, time_text
@@ -130,7 +131,7 @@ def _print(found: dict[str, Any]) -> None:
     out.print(f"pipeline {found['pipeline'] or '?'}: {state}, epoch {found['epoch']}")
     for word in ("waiting_for", "alarm"):
         if found[word]:
-            out.print(f"[yellow]{word.replace('_', ' ')}:[/] {found[word]}")
+            out.print(f"[yellow]{word.replace('_', ' ')}:[/] {escape(found[word])}")
     out.print()
     _print_counts(
         "topic", ("appended", "decoded", "dead", "duplicates", "waiting"), found["topics"]
