@@ -178,3 +178,41 @@ def test_no_name_stands_twice_and_the_routes_own_fields_stand(fields, headers):
     for name, value in fields.items():
         if name.lower() != "event_type":
             assert (name, value) in made
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x_api_key",
+        "X_Auth_Token",
+        "Cf-Access-Jwt-Assertion",
+        "X-Amzn-Oidc-Data",
+        "Ocp-Apim-Subscription-Key",
+        "X-Functions-Key",
+        "X-Github-Otp",
+        "DPoP",
+        "X-Forwarded-Client-Cert",
+    ],
+)
+def test_credentials_of_proxies_and_clouds_are_never_kept(name):
+    assert event(headers=[(name, "s3cret"), ("host", "h")]) == {"event_type": "buy", "Host": "h"}
+
+
+@pytest.mark.parametrize("name", ["referer", "X-Original-Url", "X-Forwarded-Uri", "Link"])
+def test_credentials_in_addresses_are_never_kept(name):
+    url = "https://ann:s3cret@a.example/p?utm=x&api_key=s3cret&token=s3cret#access_token=s3cret"
+    (kept,) = set(event(headers=[(name, url)]).values()) - {"buy"}
+    assert "s3cret" not in kept
+    assert kept.startswith("https://")
+    assert "a.example/p?utm=x" in kept
+
+
+def test_other_addresses_keep_every_sign():
+    url = "/p?q=a%20b&c[]=1;d=e&&#top"
+    assert event(headers=[("referer", url)])["Referer"] == url
+
+
+def test_long_names_of_headers_are_not_remembered():
+    before = field_name.cache_info().currsize
+    assert event(headers=[("x-" + "a" * 5_000, "1")])["X-A" + "a" * 4_999] == "1"
+    assert field_name.cache_info().currsize == before

@@ -20,10 +20,14 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _WHITE = b" \t\r\n"
 
 _CREDENTIAL = re.compile(
-    r"authori[sz]ation|cookie|token|secret|passw|credential|session|csrf|xsrf|signature"
-    r"|api-?key|auth-?key|access-?key|x-auth\b|x-goog-iap|x-amz-security|x-ms-client-principal"
+    r"authori[sz]ation|cookie|token|secret|passw|pwd|credential|session|csrf|xsrf|signature|jwt"
+    r"|assertion|api-?key|auth-?key|access-?key|subscription-key|functions-key|client-cert"
+    r"|x-auth\b|x-goog-iap|x-amz-security|x-amzn-oidc|x-ms-client-principal"
+    r"|(^|-)(bearer|dpop|otp|sig)$|^key$"
 )
-"""Headers whose names say that they prove who the client is: they are never kept."""
+"""Names, with hyphens, that say that their value proves who the client is: it is never kept."""
+_USER_OF_ADDRESS = re.compile(r"(?<=://)[^/?#@\s]*@")
+_PARAMETER_OF_ADDRESS = re.compile(r"(?<=[?&;#])([^=?&;#\s]+)=[^&;#\s]*")
 _CLIENT_ADDRESS = re.compile(
     r"(x-(original-)?forwarded-for|x-real-ip|(x-)?(cluster-)?client-ip|true-client-ip"
     r"|cf-connecting-ip(v6)?|fastly-client-ip|x-envoy-external-address|x-appengine-user-ip)$"
@@ -31,6 +35,8 @@ _CLIENT_ADDRESS = re.compile(
 _FORWARDED = "forwarded"
 _KEPT_BITS = {4: 24, 6: 48}
 _NAME_CACHE_ENTRIES = 2_048
+_NAME_CACHED_LENGTH_MAX = 100
+"""Longer names are no common ones, and would let a client fill the cache's memory."""
 
 
 class CompiledRoute:
@@ -133,12 +139,15 @@ def header_fields(headers: Headers, taken: Iterable[str]) -> dict[str, str]:
     """
     fields: dict[str, str] = {}
     for name, value in headers.items():
-        title = field_name(name)
+        named = field_name if len(name) <= _NAME_CACHED_LENGTH_MAX else field_name.__wrapped__
+        title = named(name)
         if title is None or name in taken:
             continue
         text: str | None = value
         if _CLIENT_ADDRESS.match(name):
             text = _truncated(value)
+        elif "?" in value or "://" in value or "#" in value:
+            text = _without_credentials(value)
         if text is not None:
             fields[title] = f"{fields[title]}, {text}" if title in fields else text
     return fields
@@ -147,9 +156,22 @@ def header_fields(headers: Headers, taken: Iterable[str]) -> dict[str, str]:
 @lru_cache(_NAME_CACHE_ENTRIES)
 def field_name(name: str) -> str | None:
     """Return a header's name as common clients send it, or None if it is never kept."""
-    if name == _FORWARDED or _CREDENTIAL.search(name):
+    if name == _FORWARDED or _is_credential(name):
         return None
     return "-".join(part.capitalize() for part in name.split("-"))
+
+
+def _is_credential(name: str) -> bool:
+    return _CREDENTIAL.search(name.lower().replace("_", "-")) is not None
+
+
+def _without_credentials(value: str) -> str:
+    """Return text with addresses in it, as Referer's, without users and tokens in their query."""
+
+    def kept(found: re.Match[str]) -> str:
+        return f"{found[1]}=" if _is_credential(found[1]) else found[0]
+
+    return _PARAMETER_OF_ADDRESS.sub(kept, _USER_OF_ADDRESS.sub("", value))
 
 
 def _truncated(value: str) -> str | None:
