@@ -30,6 +30,7 @@ class Connections:
         self._closed = False
         self._newest: apsw.Connection | None = None
         self._newest_file = (0, 0, 0)
+        self._opened = 0
         self._sealed_firsts: dict[int, dict[tuple[int, int], int]] = {}
 
     def numbers(self) -> list[int]:
@@ -64,7 +65,17 @@ class Connections:
             if number <= self._newest_file[0]:
                 self._sealed_firsts.clear()
             self._newest, self._newest_file = open_reading(path), file
+            self._opened += 1
         return self._newest
+
+    def stamp(self) -> tuple[int, int, int]:
+        """Return numbers that change with every commit; `FileNotFoundError` if one was unlinked."""
+        numbers = self.numbers()
+        if not numbers:
+            return 0, 0, 0
+        with self.use(numbers[-1], is_newest=True) as connection:
+            # SQLite's own number of what others committed; it means something on one connection.
+            return numbers[-1], self._opened, connection.pragma("data_version")
 
     def firsts(self, number: int, newest: int) -> dict[tuple[int, int], int]:
         """Return the first offsets in a segment; those of a sealed one no longer change."""

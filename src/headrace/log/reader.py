@@ -88,6 +88,10 @@ class EmbeddedLogReader:
 
         return self._retried(size)
 
+    def stamp(self) -> object:
+        """See `LogReader`; changes with keyed state and topics too."""
+        return self._retried(self._connections.stamp)
+
     def read(
         self, topic: str, partition: int, start: int, end: int, *, bytes_max: int = 32 << 20
     ) -> Iterator[pa.RecordBatch]:

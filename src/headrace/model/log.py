@@ -12,11 +12,8 @@ records, and `put_if` is a compare-and-swap.
 
 What may fail. `Unavailable`: no room, or the broker cannot promise durability; nothing was
 appended. `Invalid`: unknown topic, record too large. `Corrupt`: a stored batch fails its checksum;
-nothing of it is returned. `Closed`. Anything that leaves durability unknown (an I/O error at
-commit) makes the owner fail all waiters and exit.
-
-What is not promised. No order between partitions. Readers may see a trimmed start move forward
-between two calls; reading below it is `Invalid` with code `offset_trimmed`.
+nothing of it is returned. `Closed`. What leaves durability unknown ends the owner. No order is
+promised between partitions; reading below a trimmed start is `Invalid`, code `offset_trimmed`.
 """
 
 from __future__ import annotations
@@ -91,6 +88,9 @@ class LogReader(Protocol):
 
     def size_between(self, topic: str, partition: int, start: int, end: int) -> int:
         """Return about how many bytes `read` of that range holds, without reading it."""
+
+    def stamp(self) -> object:
+        """Return, cheaply, what equals an earlier stamp only if nothing was appended between."""
 
     def get(self, key: str) -> StateEntry | None:
         """Return a keyed value."""

@@ -78,6 +78,8 @@ class Loop:
         self._topics: dict[str, TopicInfo] = {}
         self._described_s = -DESCRIBE_EVERY_S
         self._started_s = owner.clock.monotonic_s() - owner.plan.options.every_s
+        self._read_up_to: object = None
+        """The log's stamp at the last look, if that found nothing to read."""
 
     def run(self) -> None:
         """Run until stopped or drained; publish every view at the end."""
@@ -106,26 +108,37 @@ class Loop:
         owner, clock = self._owner, self._owner.clock
         now_s = clock.monotonic_s()
         if now_s - self._described_s >= DESCRIBE_EVERY_S:
-            self._topics = owner.log.describe()
+            self._describe()
             self._described_s = now_s
         worked = False
         wait_s = self._started_s + owner.plan.options.every_s - now_s
-        if wait_s <= 0:
-            there = waiting(owner.log, owner.plan, self._topics, owner.ledger.last)
-            options = owner.plan.options
-            ranges = choose(
-                owner.log, there, bytes_max=self._bytes_max, records_max=options.epoch_records_max
-            )
-            self._progress.behind = records_in(there) - records_in(ranges)
-            if ranges:
-                self._started_s = now_s
-                self.epoch(ranges)
-                worked = True
+        if wait_s <= 0 and (ranges := self._choose()):
+            self._started_s = now_s
+            self.epoch(ranges)
+            worked = True
         if not worked:
             with owner.lock:
                 owner.views.publish(clock.now_us())
         self._housekeeper.between_epochs()
         return worked
+
+    def _describe(self) -> None:
+        # Records of a topic that was not known may lie before the stamp.
+        self._topics = self._owner.log.describe()
+        self._read_up_to = None
+
+    def _choose(self) -> tuple[Range, ...]:
+        """Return what the next epoch reads; an idle log is asked for nothing but its stamp."""
+        owner = self._owner
+        stamp = owner.log.stamp()
+        if stamp == self._read_up_to:
+            return ()
+        there = waiting(owner.log, owner.plan, self._topics, owner.ledger.last)
+        records_max = owner.plan.options.epoch_records_max
+        ranges = choose(owner.log, there, bytes_max=self._bytes_max, records_max=records_max)
+        self._progress.behind = records_in(there) - records_in(ranges)
+        self._read_up_to = None if there else stamp
+        return ranges
 
     def epoch(self, ranges: tuple[Range, ...]) -> None:
         """Run one epoch and keep the figures."""
@@ -145,7 +158,7 @@ class Loop:
     def caught_up(self) -> bool:
         """Return whether tables and views contain everything that the log has."""
         owner = self._owner
-        self._topics = owner.log.describe()
+        self._describe()
         there = waiting(owner.log, owner.plan, self._topics, owner.ledger.last)
         self._progress.behind = records_in(there)
         return not there

@@ -13,6 +13,7 @@ stands in `log_crashes`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -193,6 +194,21 @@ def sizes_follow_the_records(place: LogPlace) -> None:
             assert (end - start) * 1000 <= size_bytes <= (end - start) * 1200
         assert log.size_between("events", 0, 5, 5) == 0
         assert log.size_between("events", 0, 40, 90) == 0
+
+
+def a_stamp_changes_with_every_append(place: LogPlace) -> None:
+    """For the writer and for readers; while nothing is appended it may stay as it is."""
+    with closing(place.reader()) as reader:
+        stamps = [reader.stamp()]
+        for _ in range(2):
+            with closing(place.open()) as log:
+                log.create("events", 2)
+                for number in range(BATCHES):
+                    before = log.stamp()
+                    log.append("events", values(b"%d" % number))
+                    assert log.stamp() != before
+                    stamps.append(reader.stamp())
+    assert all(a != b for a, b in itertools.pairwise(stamps))
 
 
 def large_records_come_back(place: LogPlace) -> None:
@@ -453,6 +469,7 @@ GUARANTEES: list[Callable[[LogPlace], None]] = [
     a_read_is_exactly_its_range,
     a_read_stops_past_its_bytes,
     sizes_follow_the_records,
+    a_stamp_changes_with_every_append,
     large_records_come_back,
     an_unfit_batch_harms_only_itself,
     a_key_keeps_to_its_partition,
