@@ -62,7 +62,7 @@ def test_the_dashboard_shows_what_there_is(client, world):
     world.epoch([world.sale(0), world.sale(1)], [world.letter(1)], offsets={"events/0": 2_000})
     world.publish([{"host": "a", "sales": 2, "sum": 0.5}], 1)
     texts = Page(client.get("/").text).texts
-    for expected in ("shop", "events", "2000", "sales", "by_host", "1 dead letters", "a"):
+    for expected in ("shop", "events", "2,000", "sales", "by_host", "1 open dead letter", "a"):
         assert expected in texts
     assert any(t.startswith("Epoch 1, committed") for t in texts)
 

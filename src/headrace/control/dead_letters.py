@@ -148,6 +148,6 @@ def _open(log: LogReader, tables: Tables, ids: Iterable[str]) -> list[dict[str, 
 def _done(letter_id: str) -> Invalid:
     return Invalid(
         f"Something was done about dead letter {letter_id} before",
-        hint="`headrace dlq show` says what and when.",
+        hint="`headrace dlq show` and GET /v1/dead-letters/{letter} say what and when.",
         code="letter_done",
     )

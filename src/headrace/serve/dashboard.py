@@ -1,12 +1,13 @@
 """`/`: what runs and what it has counted, on one page made here; `/_/…`: its style and script.
 
-The page fetches itself again every two seconds. Its policy allows nothing but the two files below,
+The page fetches itself again every two seconds. Its policy allows nothing but the files below,
 and every text on it is escaped: rows come from outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -29,8 +30,13 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _STATIC = Path(__file__).parent / "static"
-_ASSETS = {"dashboard.js": "text/javascript; charset=utf-8", "style.css": "text/css; charset=utf-8"}
+_ASSETS = {
+    "dashboard.js": "text/javascript; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "wheel.svg": "image/svg+xml",
+}
 
 
 def dashboard_paths(plan: Plan) -> tuple[str, ...]:
@@ -39,15 +45,16 @@ def dashboard_paths(plan: Plan) -> tuple[str, ...]:
     return ("/_/",) if "/" in declared else ("/", "/_/")
 
 
-def html_response(title: str, body: str, *, script: bool = False) -> Response:
+def html_response(title: str, body: str, *, script: bool = False, class_: str = "") -> Response:
     """Return a page with the strict policy."""
     tag = '<script src="/_/dashboard.js" defer></script>' if script else ""
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f'<title>{escape(title)}</title><link rel="stylesheet" href="/_/style.css">{tag}</head>'
-        f"<body><main>{body}</main></body></html>"
+        f'<title>{escape(title)}</title><link rel="icon" href="/_/wheel.svg">'
+        f'<link rel="stylesheet" href="/_/style.css">{tag}</head>'
+        f'<body><main class="{class_}">{body}</main></body></html>'
     )
     headers = {
         "content-security-policy": POLICY,
@@ -58,7 +65,7 @@ def html_response(title: str, body: str, *, script: bool = False) -> Response:
 
 
 async def asset(request: Request) -> Response:
-    """Answer one of the page's two files."""
+    """Answer one of the pages' files."""
     name = request.path_params["asset"]
     if name not in _ASSETS:
         raise HTTPException(404)
@@ -93,30 +100,45 @@ class Dashboard:
         last = self._readings.ledger.last()
         relations = list(reading.relations)
         tables, views = relations[: len(plan.tables)], relations[len(plan.tables) : -1]
-        dead = relations[-1].rows
+        open_letters = self._open_letters(reading, relations[-1])
         age_s = (self._clock.now_us() - last.committed_at_us) / 1e6
         when = f"committed {_ago(age_s)}" if last.epoch else "nothing committed yet"
-        topics = [
-            [t.name, sum(n for k, n in last.offsets.items() if k.rpartition("/")[0] == t.name)]
+        topics = {
+            t.name: sum(n for k, n in last.offsets.items() if k.rpartition("/")[0] == t.name)
             for t in plan.topics
-        ]
-        links = f'<a href="/v1/dead-letters">{dead} dead letters</a>. <a href="/docs">HTTP</a>'
-        parts = [
-            f"<h1>{escape(plan.name)}</h1><p>Epoch {last.epoch}, {when}. {links}</p>",
-            _section("Topics", _table(["topic", "records processed"], topics)),
-            _section("Tables", _table(["table", "rows"], [[r.name, r.rows] for r in tables])),
-        ]
+        }
+        letters = _counted(open_letters, "open dead letter")
+        links = (
+            f'<a href="/v1/dead-letters?status=open">{letters}</a> · <a href="/docs">HTTP paths</a>'
+        )
+        table_rows = {t.name: t.rows for t in tables}
         fresh = {f.name: f for f in reading.fresh}
-        parts += [self._view(reading, view, fresh[view.name]) for view in views]
-        return "".join(parts)
+        sections = [
+            _section("Topics", _counts("topic", "records processed", "", topics)),
+            _section("Tables", _counts("table", "rows", "/v1/tables/", table_rows)),
+            *(self._view(reading, view, fresh[view.name]) for view in views),
+        ]
+        return (
+            f"<header><h1>{escape(plan.name)}</h1><p>Epoch {last.epoch:,}, {when} · {links}</p>"
+            f'</header><div class="sections">{"".join(sections)}</div>'
+        )
+
+    def _open_letters(self, reading: Reading, letters: Relation) -> int:
+        if letters.rows == 0:
+            return 0
+        reading.session.prepare([letters])
+        sql = f"SELECT count(*) FROM {quoted(letters.name)} WHERE status = 'open'"
+        return int(reading.session.select(sql).column(0)[0].as_py())
 
     def _view(self, reading: Reading, view: Relation, fresh: Freshness) -> str:
         names = [c.name for c in view.columns]
-        order = ", ".join(f"{quoted(k)} DESC NULLS LAST" for k in view.key)
+        order = ", ".join(_order(view))
         sql = f"SELECT * FROM {quoted(view.name)} ORDER BY {order} LIMIT {VIEW_ROWS_MAX}"
         reading.session.prepare([view])
         rows = [list(r.values()) for r in records(reading.session.select(sql))]
-        note = f"<p>{view.rows} rows, true up to epoch {fresh.epoch}.</p>"
+        shown = f", the first {VIEW_ROWS_MAX} shown" if view.rows > VIEW_ROWS_MAX else ""
+        said = f"{_counted(view.rows, 'row')}{shown}; as of epoch {fresh.epoch:,}"
+        note = f'<p class="quiet">{said}</p>'
         return _section(view.name, note + _table(names, rows), f"/v1/views/{view.name}")
 
 
@@ -127,22 +149,65 @@ def _section(title: str, content: str, link: str = "") -> str:
     return f"<section><h2>{heading}</h2>{content}</section>"
 
 
+def _order(view: Relation) -> list[str]:
+    """Return what a view is shown by: the newest window first, in it the largest of what it counts.
+
+    Windows are keys that are times, counts are whole numbers that are no keys.
+    """
+    keys = [c for c in view.columns if c.name in view.key]
+    counts = [c.name for c in view.columns if c.type == "BIGINT" and c.name not in view.key]
+    times = [c.name for c in keys if c.type.startswith("TIMESTAMP")]
+    others = [c.name for c in keys if c.name not in times]
+    descending = [f"{quoted(name)} DESC NULLS LAST" for name in [*times, *counts[:1]]]
+    return [*descending, *(f"{quoted(name)} NULLS LAST" for name in others)] or ["1"]
+
+
+def _counts(what: str, number: str, link: str, counts: Mapping[str, int]) -> str:
+    """Return a table of names and how many each has; a name links to `link` and itself."""
+    if not counts:
+        return '<p class="none">none declared</p>'
+    rows = []
+    for name, n in counts.items():
+        text = escape(name)
+        named = f'<a href="{escape(link)}{text}">{text}</a>' if link else text
+        rows.append(f'<tr><td>{named}</td><td class="number">{n:,}</td></tr>')
+    head = f'<tr><th>{what}</th><th class="number">{number}</th></tr>'
+    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def _table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     if not rows:
         return '<p class="none">none yet</p>'
-    head = "".join(f"<th>{escape(n)}</th>" for n in names)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    classes = [_class([row[i] for row in rows]) for i in range(len(names))]
+    head = "".join(f"<th{c}>{escape(n)}</th>" for n, c in zip(names, classes, strict=True))
+    body = "".join(f"<tr>{''.join(map(_cell, row, classes))}</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _cell(value: object) -> str:
+def _class(values: Sequence[object]) -> str:
+    """Return how a column is set: numbers to the right, times on one line."""
+    there = [v for v in values if v is not None]
+    if there and all(isinstance(v, int | float) and not isinstance(v, bool) for v in there):
+        return ' class="number"'
+    if there and all(isinstance(v, str) and _TIME.fullmatch(v) for v in there):
+        return ' class="time"'
+    return ""
+
+
+def _cell(value: object, class_: str) -> str:
     if value is None:
         return '<td class="none">null</td>'
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if class_ == ' class="time"':
+        # A fraction of zeros tells nothing, and `T` is for machines.
+        text = text.removesuffix("Z").removesuffix(".000000").replace("T", " ") + "Z"
     if len(text) > CELL_CHARACTERS_MAX:
         text = text[:CELL_CHARACTERS_MAX] + "…"
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f'<td class="number">{escape(text)}</td>' if number else f"<td>{escape(text)}</td>"
+    return f"<td{class_}>{escape(text)}</td>"
 
 
 def _ago(seconds: float) -> str:

@@ -11,40 +11,59 @@ from headrace.serve.dashboard import html_response
 
 Json = dict[str, Any]
 
+_SQL = "```sql\n"
+"""How the description of a named query begins."""
+
 
 def documentation_page(described: Json) -> Response:
     """Return the page of an OpenAPI document."""
     by_tag: dict[str, list[str]] = {}
     for path, operations in described["paths"].items():
-        for method, operation in operations.items():
+        for methods, operation in _distinct(operations):
             tag = operation["tags"][0]
-            by_tag.setdefault(tag, []).append(_operation(method, path, operation))
+            by_tag.setdefault(tag, []).append(_operation(methods, path, operation))
     parts = [
-        f"<h2>{escape(tag.capitalize())}</h2>{''.join(operations)}"
+        f"<section><h2>{escape(tag.capitalize())}</h2>{''.join(operations)}</section>"
         for tag, operations in by_tag.items()
     ]
     info = described["info"]
     head = (
-        f"<h1>{escape(info['title'])}</h1><p>{escape(info['description'])}</p>"
-        '<p><a href="/openapi.json">openapi.json</a></p>'
+        f"<header><h1>{escape(info['title'])}</h1><p>{escape(info['description'])}</p>"
+        '<p><a href="/openapi.json">openapi.json</a></p></header>'
     )
-    return html_response(f"{info['title']}: HTTP", head + "".join(parts))
+    return html_response(f"{info['title']}: HTTP", head + "".join(parts), class_="text")
 
 
-def _operation(method: str, path: str, operation: Json) -> str:
+def _distinct(operations: Json) -> list[tuple[str, Json]]:
+    """Return a path's operations, with those that say the same of themselves as one."""
+    found: dict[str, tuple[list[str], Json]] = {}
+    for method, operation in operations.items():
+        found.setdefault(operation["summary"], ([], operation))[0].append(method.upper())
+    return [(", ".join(methods), operation) for methods, operation in found.values()]
+
+
+def _operation(methods: str, path: str, operation: Json) -> str:
+    line = (
+        f"<b>{methods}</b> <code>{escape(path)}</code> "
+        f'<span class="quiet">{escape(operation["summary"])}</span>'
+    )
+    details = _description(operation) + _parameters(operation)
+    if not details:
+        return f'<div class="path">{line}</div>'
+    return f"<details><summary>{line}</summary>{details}</details>"
+
+
+def _description(operation: Json) -> str:
+    text = operation.get("description", "")
+    if text.startswith(_SQL):
+        return f"<pre>{escape(text.removeprefix(_SQL).rstrip('`').strip())}</pre>"
+    return f"<p>{escape(text)}</p>" if text else ""
+
+
+def _parameters(operation: Json) -> str:
     rows = "".join(map(_parameter, operation.get("parameters", [])))
-    table = (
-        f'<div class="wide"><table><tr><th>parameter</th><th>in</th><th>type</th><th></th></tr>'
-        f"{rows}</table></div>"
-        if rows
-        else ""
-    )
-    description = escape(operation.get("description", "")).replace("```sql\n", "").rstrip("`\n")
-    return (
-        f"<details><summary><b>{method.upper()}</b> <code>{escape(path)}</code> "
-        f"{escape(operation['summary'])}</summary>"
-        f"{f'<pre>{description}</pre>' if description else ''}{table}</details>"
-    )
+    head = "<tr><th>parameter</th><th>in</th><th>type</th><th></th></tr>"
+    return f'<div class="wide"><table>{head}{rows}</table></div>' if rows else ""
 
 
 def _parameter(parameter: Json) -> str:

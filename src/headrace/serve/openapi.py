@@ -69,6 +69,7 @@ def _route(route: Route) -> Json:
     methods: Json = {}
     for method in ("get", "post"):
         operation = _operation(f"Append one record to the topic {route.topic}", "routes")
+        operation["description"] = _says(route)
         operation["parameters"] = parameters
         operation["responses"]["200"] = {
             "description": "The record is durable",
@@ -77,6 +78,14 @@ def _route(route: Route) -> Json:
         methods[method] = operation
     methods["post"]["requestBody"] = {"content": _json_content({"type": "object"})}
     return methods
+
+
+def _says(route: Route) -> str:
+    """Return what a route makes of a request."""
+    fixed = [f"{name} = {text}" for name, text in route.fixed.items()]
+    headers = ["the request's headers"] if route.headers else []
+    fields = ", then ".join([*fixed, "the fields of the body, if any", *headers])
+    return f"The record has {fields}. The answer is {route.reply.strip()!r}."
 
 
 def _append(topic: str, schema: Schema | None) -> Json:
