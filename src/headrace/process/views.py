@@ -16,7 +16,9 @@ from collections.abc import Callable, Mapping
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from headrace.define.view_sql import WATERMARK_PASSED, WINDOW_END
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, Invalid
 from headrace.model.plan import Plan, View
@@ -104,6 +106,7 @@ class MaintainedView:
         self._stored = stored
         self._changed = bool(self._backlog)
         self.contained = Contained(stored.table_id, snapshot.version, stored.epoch)
+        self._find_flip_of_public()
 
     def rebuild(self) -> None:
         """Start over from the table's newest version, and fold all of it."""
@@ -214,6 +217,16 @@ class MaintainedView:
         ends = starts + window.size_us + window.lateness_us
         later = ends[ends > watermark_us]
         self.next_flip_us = int(np.min(later)) if len(later) else None
+
+    def _find_flip_of_public(self) -> None:
+        """Find what `_find_next_flip` does in the table that was published before the start."""
+        window = self.view.window
+        rows = self.store.public_rows() if window else None
+        if window is None or rows is None:
+            return
+        still_open = rows.filter(pc.invert(rows.column(WATERMARK_PASSED)))
+        end = pc.min(pc.cast(still_open.column(WINDOW_END), pa.int64())).as_py()
+        self.next_flip_us = None if end is None else end + window.lateness_us
 
 
 class ViewKeeper:
