@@ -165,6 +165,11 @@ def test_a_request_is_passed_on_as_it_came(upstream, door, port):
     assert "x-hop" not in sent
 
 
+def test_a_path_that_begins_with_two_slashes_is_not_another_path(upstream, door, port):
+    # Python's own server, which answers here, makes one slash of two.
+    assert json.loads(ask(port, "GET", "//x/v1/tables")[2])["target"] == "/x/v1/tables"
+
+
 def test_a_client_cannot_say_who_it_is_to_the_other_role(upstream, door, port):
     _, _, body = ask(port, "GET", "/x", headers={"X-Forwarded-For": "1.2.3.4"})
     assert [v for n, v in json.loads(body)["headers"] if n == "x-forwarded-for"] == ["127.0.0.1"]

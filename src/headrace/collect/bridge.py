@@ -58,7 +58,6 @@ class Bridge:
                     max_connections=limits.bridge_connections_max, max_keepalive_connections=32
                 ),
             ),
-            base_url="http://serve",
             timeout=httpx.Timeout(
                 _ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, pool=_CONNECT_TIMEOUT_S
             ),
@@ -73,7 +72,8 @@ class Bridge:
         body = await request.read()
         asked = self._client.build_request(
             request.method,
-            _target(request),
+            # Whole: else httpx takes what stands behind two slashes at the beginning for a host.
+            f"http://serve{_target(request)}",
             content=body,
             headers=_request_headers(request.headers, scheme, client),
         )
