@@ -149,8 +149,14 @@ def retain(owner: Owner) -> LedgerRow | None:
     """Take rows out that are past their table's retention; an epoch of its own.
 
     Files are rewritten, the ledger says so, the commits follow, and views over the tables are
-    corrected within the same epoch.
+    corrected within the same epoch. Compaction waits for all of it: the ledger must not name files
+    that are gone by the time of their commit.
     """
+    with owner.lock:
+        return _retain(owner)
+
+
+def _retain(owner: Owner) -> LedgerRow | None:
     last = owner.ledger.last
     if last is None:
         return None
@@ -181,12 +187,11 @@ def retain(owner: Owner) -> LedgerRow | None:
         tables={},
         plan_text=plan_text(owner),
     )
-    with owner.lock:
-        owner.ledger.append(row)
-        make_visible(owner, row)
-        failpoint("retention.2")
-        for view in owner.plan.views:
-            if f"tables/{view.table}" in changes:
-                owner.views.rebuild(view.name)
-        owner.views.publish(owner.clock.now_us(), force=True)
+    owner.ledger.append(row)
+    make_visible(owner, row)
+    failpoint("retention.2")
+    for view in owner.plan.views:
+        if f"tables/{view.table}" in changes:
+            owner.views.rebuild(view.name)
+    owner.views.publish(owner.clock.now_us(), force=True)
     return row

@@ -1,0 +1,100 @@
+"""What happens between epochs, beside them and around restarts, in the orders that are rare."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+from owning import Place, append, checked
+from rows import row
+
+from headrace import Pipeline, Record
+from headrace.log.embedded import EmbeddedLog
+from headrace.model.clock import ManualClock
+from headrace.model.errors import Closed, Corrupt, Unavailable
+from headrace.model.plan import LEDGER, Plan
+from headrace.process import housekeeping
+from headrace.process.commit import run_epoch
+from headrace.process.housekeeping import ORPHAN_AGE_US, Housekeeper, retain
+from headrace.process.ledger import Ledger, expire
+from headrace.process.loop import Progress, run_owner
+from headrace.process.ranges import choose, positions, waiting
+from headrace.runner.local import LocalRunner
+from headrace.stage.engine import Engine
+from headrace.tables.delta import DeltaTables
+
+HOUR_S = 3600
+
+
+class Event(Record):
+    n: int
+
+
+def plan_of(*tables: str, retention: str | None = None, **options: object) -> Plan:
+    pipe = Pipeline("p")
+    pipe.topic("events", Event, store=False, partitions=1)
+    for name in tables:
+        pipe.table(name, "SELECT n FROM events", retention=retention)
+        pipe.view(f"of_{name}", f"SELECT count(*) AS c, sum(n) AS s FROM {name}")
+    return checked(pipe, **options)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def log(tmp_path: Path, clock: ManualClock) -> Iterator[EmbeddedLog]:
+    with closing(EmbeddedLog(tmp_path / "data" / "log", clock)) as opened:
+        opened.create("events", 1)
+        yield opened
+
+
+@pytest.fixture
+def begin(tmp_path: Path, log: EmbeddedLog, clock: ManualClock):
+    with closing(Engine(threads=1)) as engine:
+        with closing(LocalRunner(log, None, clock, threads=1)) as runner:
+            yield lambda plan: Place(tmp_path / "data", plan, log, engine, runner, clock)
+
+
+def send(place: Place, *numbers: int) -> None:
+    append(place.log, place.clock, "events", *(b'{"n":%d}' % n for n in numbers))
+
+
+def numbers_in(place: Place, table: str) -> list[int]:
+    return sorted(place.rows(f"tables/{table}").column("n").to_pylist())
+
+
+def test_files_that_retention_rewrites_are_not_compacted_from_under_it(begin, monkeypatch) -> None:
+    place = begin(plan_of("kept", retention="1 hour", table_files_max=2))
+    for n in range(2):
+        send(place, n)
+        place.epoch()
+    place.clock.advance(2 * HOUR_S)
+    send(place, 2)
+    place.epoch()
+    keeper = Housekeeper(place.owner, nullcontext)
+    name = "tables/kept"
+    beside = threading.Thread(target=keeper.compact, args=(name, place.owner.table(name)))
+    found = housekeeping.expire_rows
+
+    def expire_beside(*given: object) -> object:
+        """Find what is old, and be overtaken by the thread that compacts."""
+        what = found(*given)
+        beside.start()
+        beside.join(0.3)
+        return what
+
+    monkeypatch.setattr(housekeeping, "expire_rows", expire_beside)
+    try:
+        retain(place.owner)
+    finally:
+        beside.join()
+    place.begin()
+    place.publish()
+    assert numbers_in(place, "kept") == [2]
+    assert place.rows("views/of_kept").to_pylist() == [{"c": 1, "s": 2}]
