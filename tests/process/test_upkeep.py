@@ -98,3 +98,15 @@ def test_files_that_retention_rewrites_are_not_compacted_from_under_it(begin, mo
     place.publish()
     assert numbers_in(place, "kept") == [2]
     assert place.rows("views/of_kept").to_pylist() == [{"c": 1, "s": 2}]
+
+
+def test_clocks_set_back_cost_the_ledger_no_row_that_is_younger(tmp_path: Path) -> None:
+    ledger = Ledger(DeltaTables(tmp_path, ManualClock()), "p", ManualClock())
+    # The second row is of a clock that was hours ahead, and was set right after it.
+    times_s = (1, 9_000, 2, 3)
+    for epoch, time_s in enumerate(times_s, 1):
+        text = "plan" if epoch == 3 else None
+        ledger.append(row(epoch, committed_at_us=time_s * 1_000_000, plan_text=text))
+    assert expire(ledger, 5_000_000, "files") == 1
+    kept = Ledger(DeltaTables(tmp_path, ManualClock()), "p", ManualClock()).rows_after(0)
+    assert [(r.epoch, r.plan_text) for r in kept] == [(2, None), (3, "plan"), (4, None)]

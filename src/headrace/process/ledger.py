@@ -126,15 +126,17 @@ class Ledger:
 
 
 def expire(ledger: Ledger, before_us: int, files_txn: str) -> int:
-    """Forget rows from before a time, the last one excepted; return how many.
+    """Forget the oldest rows, up to the first from after a time or the last; return how many.
 
     The oldest row that stays gets the plan's text, so the ledger always says what ran. The caller
     holds the owner's lock.
     """
     table = ledger.table
     rows = ledger.rows_after(0)
-    kept = [r for r in rows if r.committed_at_us >= before_us] or rows[-1:]
-    forgotten = rows[: len(rows) - len(kept)]
+    # Clocks are set back: a row that says it is old may follow one that says it is not.
+    young = (i for i, r in enumerate(rows) if r.committed_at_us >= before_us)
+    first = next(young, len(rows) - 1)
+    forgotten, kept = rows[:first], rows[first:]
     if not forgotten:
         return 0
     text = next((r.plan_text for r in reversed(forgotten) if r.plan_text), None)
