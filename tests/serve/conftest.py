@@ -225,7 +225,16 @@ class World:
             self.opened[name] = self.tables.open(name) or self.tables.create(name, schema)
         return self.opened[name]
 
-    def epoch(self, sales=(), letters=(), *, visible=True, offsets=None, schema=SALES_SCHEMA):
+    def epoch(
+        self,
+        sales=(),
+        letters=(),
+        *,
+        visible=True,
+        offsets=None,
+        schema=SALES_SCHEMA,
+        incarnation="",
+    ):
         """Run an epoch that adds these rows; `visible` False stops after the ledger's row."""
         staged = {}
         if sales:
@@ -249,7 +258,7 @@ class World:
             committed_at_us=self.clock.now_us(),
             kind="epoch",
             plan=PLAN.fingerprint,
-            incarnations={},
+            incarnations={"events": incarnation},
             offsets={**before, **after},
             read_from={k: before.get(k, 0) for k in after},
             clocks={},

@@ -229,3 +229,15 @@ def test_a_ledger_of_a_later_format_is_not_guessed_at(world, client):
     answer = client.get("/v1/tables/sales")
     assert answer.status_code == 500
     assert answer.json()["error"]["hint"] == "Upgrade Headrace."
+
+
+def test_offsets_of_a_topic_that_was_made_anew_since_are_not_claimed(client, world):
+    rows = [{"host": "a", "sales": 1, "sum": 1.0}]
+    world.epoch([world.sale(0)], offsets={"events/0": 1_000}, incarnation="first")
+    world.publish(rows, 1)
+    world.epoch([world.sale(1)], offsets={"events/0": 5}, incarnation="second")
+    world.epoch([world.sale(2)], offsets={"events/0": 6}, incarnation="second")
+    # The view has a thousand records of the topic before it, and none of this one.
+    assert offsets(client.get("/v1/views/by_host"))["by_host"]["events/0"] == 0
+    answer = client.get("/v1/views/by_host", at_least="events/0:5", timeout="0")
+    assert answer.json()["error"]["code"] == "not_yet"

@@ -40,6 +40,7 @@ class Row(msgspec.Struct, frozen=True):
     epoch: int
     committed_at_us: int
     offsets: dict[str, int]
+    incarnations: dict[str, str] = {}
     read_from: dict[str, int] = {}
     files: dict[str, Change] = {}
     table_epochs: dict[str, int] = {}
@@ -131,7 +132,7 @@ def freshness_of(relation: Relation, ledger: Ledger, last: Row, plan: Plan) -> F
         reached = {**last.offsets, **last.read_from}
     else:
         row = ledger.row(epoch)
-        reached = {} if row is None else row.offsets
+        reached = {} if row is None else _still_valid(row, last)
     partitions = {
         f"{t.name}/{n}": 0
         for t in plan.topics
@@ -146,6 +147,13 @@ def freshness_of(relation: Relation, ledger: Ledger, last: Row, plan: Plan) -> F
         committed_at_us=0 if row is None else row.committed_at_us,
         offsets={**partitions, **kept},
     )
+
+
+def _still_valid(row: Row, last: Row) -> dict[str, int]:
+    """Return a row's offsets without those of topics that were made anew after it."""
+    now = last.incarnations
+    renewed = {t for t, was in row.incarnations.items() if now.get(t, was) != was}
+    return {k: v for k, v in row.offsets.items() if k.rpartition("/")[0] not in renewed}
 
 
 def _epoch_of(relation: Relation, plan: Plan) -> int:
