@@ -110,3 +110,51 @@ def test_clocks_set_back_cost_the_ledger_no_row_that_is_younger(tmp_path: Path) 
     assert expire(ledger, 5_000_000, "files") == 1
     kept = Ledger(DeltaTables(tmp_path, ManualClock()), "p", ManualClock()).rows_after(0)
     assert [(r.epoch, r.plan_text) for r in kept] == [(2, None), (3, "plan"), (4, None)]
+
+
+def anew(place: Place) -> None:
+    place.log.delete("events")
+    place.log.create("events", 1)
+
+
+def test_ranges_of_a_topic_are_not_read_from_its_next_incarnation(begin) -> None:
+    place = begin(plan_of("kept"))
+    send(place, 1, 2)
+    place.epoch()
+    send(place, 3)
+    stale = choose(place.log, place.there(), bytes_max=1 << 30, records_max=None)
+    anew(place)
+    send(place, 4, 5, 6)
+    with pytest.raises(Unavailable):
+        run_epoch(place.owner, stale)
+    place.begin()
+    place.epoch()
+    assert numbers_in(place, "kept") == [1, 2, 4, 5, 6]
+
+
+def test_a_topic_made_anew_since_it_was_described_is_no_lost_log(begin) -> None:
+    place = begin(plan_of("kept"))
+    send(place, 1, 2)
+    place.epoch()
+    described = place.log.describe()
+    anew(place)
+    with pytest.raises(Unavailable):
+        positions(place.log, described["events"], place.owner.ledger.last)
+    place.log.delete("events")
+    with pytest.raises(Unavailable):
+        waiting(place.log, place.plan, described, place.owner.ledger.last)
+
+
+def test_a_topic_deleted_while_an_epoch_runs_ends_that_epoch_alone(begin, monkeypatch) -> None:
+    place = begin(plan_of("kept"))
+    send(place, 1)
+    run = place.owner.runner.run
+
+    def run_beside(*given: object) -> object:
+        place.log.delete("events")
+        return run(*given)
+
+    monkeypatch.setattr(place.owner.runner, "run", run_beside)
+    with pytest.raises(Unavailable):
+        place.epoch()
+    assert place.owner.ledger.last is None

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from headrace.model.errors import Fenced, Internal, Unavailable
+from headrace.model.errors import Fenced, Internal, Invalid
 from headrace.model.failpoint import failpoint
 from headrace.model.runner import Epoch, Outcome, Range
 from headrace.process.known_ids import forget_topic
 from headrace.process.ledger import FileChange, LedgerRow, added, unbalanced
 from headrace.process.owner import Owner
-from headrace.process.ranges import partition_key, topic_of
+from headrace.process.ranges import check_chosen, check_described, partition_key, topic_of
 
 
 def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
@@ -36,8 +36,9 @@ def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
     # 1
     failpoint("commit.1")
     topics = owner.log.describe()
-    incarnations = {r.topic: topics[r.topic].incarnation for r in ranges}
     last = owner.ledger.last
+    check_chosen(owner.log, topics, ranges, last)
+    incarnations = {r.topic: topics[r.topic].incarnation for r in ranges}
     for topic in renewed_topics(last, incarnations):
         forget_topic(owner, topic)
     epoch = Epoch(
@@ -49,12 +50,8 @@ def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
         started_at_us=owner.clock.now_us(),
     )
     # 2
-    outcome = owner.runner.run(epoch, owner.ids)
+    outcome = _run(owner, epoch)
     failpoint("commit.2")
-    now = owner.log.describe()
-    for topic, incarnation in epoch.incarnations.items():
-        if topic not in now or now[topic].incarnation != incarnation:
-            raise Unavailable(f"Topic {topic} was made anew while the epoch ran")
     with owner.lock:
         # 3
         row = next_row(owner, epoch, outcome)
@@ -72,6 +69,16 @@ def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
     # 6
     failpoint("commit.6")
     return row
+
+
+def _run(owner: Owner, epoch: Epoch) -> Outcome:
+    try:
+        outcome = owner.runner.run(epoch, owner.ids)
+    except Invalid:
+        check_described(owner.log, epoch.incarnations)
+        raise
+    check_described(owner.log, epoch.incarnations)
+    return outcome
 
 
 def next_row(owner: Owner, epoch: Epoch, outcome: Outcome) -> LedgerRow:

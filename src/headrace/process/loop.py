@@ -133,6 +133,7 @@ class Loop:
         stamp = owner.log.stamp()
         if stamp == self._read_up_to:
             return ()
+        self._topics = owner.log.describe()
         there = waiting(owner.log, owner.plan, self._topics, owner.ledger.last)
         records_max = owner.plan.options.epoch_records_max
         ranges = choose(owner.log, there, bytes_max=self._bytes_max, records_max=records_max)

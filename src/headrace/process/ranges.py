@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from headrace.model.errors import Corrupt
+from headrace.model.errors import Corrupt, Invalid, Unavailable
 from headrace.model.log import DELETED, LogReader, TopicInfo
 from headrace.model.plan import Plan
 from headrace.model.runner import Range
@@ -28,8 +28,17 @@ def positions(log: LogReader, info: TopicInfo, last: LedgerRow | None) -> list[t
 
     A topic that the ledger does not know, or knows under an incarnation that was deleted since, is
     read from the start of the log. An end before a committed offset is `Corrupt`: records that
-    were acknowledged and processed are gone, and offsets would be handed out twice.
+    were acknowledged and processed are gone, and offsets would be handed out twice. `Unavailable`:
+    the topic was deleted or made anew since it was described.
     """
+    try:
+        return _positions(log, info, last)
+    except (Corrupt, Invalid):
+        check_described(log, {info.name: info.incarnation})
+        raise
+
+
+def _positions(log: LogReader, info: TopicInfo, last: LedgerRow | None) -> list[tuple[int, int]]:
     check_incarnation(log, info.name, info.incarnation, last)
     ends, starts = log.ends(info.name), log.starts(info.name)
     known = last is not None and last.incarnations.get(info.name) == info.incarnation
@@ -95,6 +104,32 @@ def choose(
 def records_in(ranges: Sequence[Range]) -> int:
     """Return how many offsets ranges hold."""
     return sum(r.end - r.start for r in ranges)
+
+
+def check_chosen(
+    log: LogReader,
+    topics: Mapping[str, TopicInfo],
+    ranges: Sequence[Range],
+    last: LedgerRow | None,
+) -> None:
+    """Raise `Unavailable` unless ranges begin where these incarnations of their topics go on."""
+    for name in {r.topic for r in ranges}:
+        places = positions(log, topics[name], last) if name in topics else []
+        begins = {p: at for p, (at, _) in enumerate(places)}
+        if any(begins.get(r.partition) != r.start for r in ranges if r.topic == name):
+            raise _made_anew(name)
+
+
+def check_described(log: LogReader, incarnations: Mapping[str, str]) -> None:
+    """Raise `Unavailable` unless topics still have these incarnations."""
+    now = log.describe()
+    for name, incarnation in incarnations.items():
+        if name not in now or now[name].incarnation != incarnation:
+            raise _made_anew(name)
+
+
+def _made_anew(topic: str) -> Unavailable:
+    return Unavailable(f"Topic {topic} was deleted or made anew while it was read")
 
 
 def check_log(log: LogReader, last: LedgerRow | None) -> None:
