@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -12,6 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from headrace.define.query_sql import splice
 from headrace.model.clock import Clock
 from headrace.model.errors import Internal, Invalid
 from headrace.model.layout import Layout
@@ -24,7 +24,7 @@ from headrace.serve.freshness import Freshness
 from headrace.serve.metrics import CONTENT_TYPE, Metrics
 from headrace.serve.pages import BULK_LIMIT_MAX, LIMIT_DEFAULT, LIMIT_MAX, page_of, split
 from headrace.serve.reading import Find, Reading, Readings, freshness_headers
-from headrace.serve.relations import Catalog, Relation, quoted
+from headrace.serve.relations import Catalog, Relation
 
 About = Callable[[Relation], dict[str, object]]
 """What a list says of a relation beside what it says of every one."""
@@ -271,14 +271,6 @@ def fill(query: Query, arguments: Arguments) -> tuple[str, dict[str, object]]:
             )
     arguments.finish()
     return splice(query.sql, names), values
-
-
-def splice(sql: str, names: dict[str, str]) -> str:
-    """Return SQL with each `{parameter}` of `names` replaced by its quoted name, in one pass."""
-    if not names:
-        return sql
-    holes = "|".join(re.escape(name) for name in names)
-    return re.sub(r"\{(" + holes + r")\}", lambda hole: quoted(names[hole[1]]), sql)
 
 
 def bound_names(query: Query) -> set[str]:
