@@ -158,3 +158,39 @@ def test_a_topic_deleted_while_an_epoch_runs_ends_that_epoch_alone(begin, monkey
     with pytest.raises(Unavailable):
         place.epoch()
     assert place.owner.ledger.last is None
+
+
+def test_offsets_of_an_earlier_incarnation_trim_nothing(begin, clock) -> None:
+    place = begin(plan_of("kept", horizon_s=1, log_retention_s=1))
+    keeper = Housekeeper(place.owner, nullcontext)
+    send(place, *range(10))
+    place.epoch()
+    keeper.trim()
+    anew(place)
+    send(place, 10)
+    place.epoch()
+    send(place, 11)
+    place.log.seal()
+    clock.advance(2)
+    keeper.trim()
+    assert place.log.starts("events") == [0]
+    place.epoch()
+    assert numbers_in(place, "kept") == list(range(12))
+
+
+def test_records_of_a_topic_that_a_plan_leaves_out_wait_for_one_that_reads_it(begin, clock) -> None:
+    plan = plan_of("kept", horizon_s=1, log_retention_s=1)
+    place = begin(plan)
+    send(place, 1)
+    place.epoch()
+    send(place, 2)
+    place.log.create("unheard", 1)
+    append(place.log, clock, "unheard", b"{}")
+    place.log.seal()
+    keeper = Housekeeper(place.begin(Plan("p", options=plan.options)), nullcontext)
+    keeper.trim()
+    clock.advance(2)
+    keeper.trim()
+    place.begin(plan)
+    place.epoch()
+    assert numbers_in(place, "kept") == [1, 2]

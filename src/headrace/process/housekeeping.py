@@ -45,7 +45,7 @@ class Housekeeper:
         self._checkpointed: dict[str, int] = {}
         self._next_tidy_s = owner.clock.monotonic_s() + self._options.tidy_every_s
         self._next_retention_s = owner.clock.monotonic_s()
-        self._reached: deque[tuple[float, dict[str, int]]] = deque()
+        self._reached: deque[tuple[float, dict[str, str], dict[str, int]]] = deque()
         self._ended = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._beside, name="housekeeping", daemon=True)
@@ -123,26 +123,31 @@ class Housekeeper:
         self._checkpointed[name] = version
 
     def trim(self) -> None:
-        """Let the log forget what was committed longer ago than its retention and the horizon."""
+        """Let the log forget what was committed longer ago than its retention and the horizon.
+
+        What a plan leaves out and the ledger knows stays from the ledger's offsets on: a later
+        plan may read it again.
+        """
         last = self._owner.ledger.last
         if last is None:
             return
         now_s = self._owner.clock.monotonic_s()
-        self._reached.append((now_s, last.offsets))
+        self._reached.append((now_s, last.incarnations, last.offsets))
         kept_s = max(self._options.log_retention_s, self._options.horizon_s)
+        incarnations: dict[str, str] = {}
         allowed: dict[str, int] | None = None
         while self._reached and now_s - self._reached[0][0] >= kept_s:
-            _, allowed = self._reached.popleft()
+            _, incarnations, allowed = self._reached.popleft()
         if allowed is None:
             return
         read = {topic.name for topic in self._owner.plan.topics}
         for topic, info in self._owner.log.describe().items():
-            if topic not in read:
-                # No table is made of it, so nothing but the log's age keeps its records.
-                self._owner.log.trim(topic, self._owner.log.ends(topic))
-            elif last.incarnations.get(topic) == info.incarnation:
+            if incarnations.get(topic) == info.incarnation:
                 before = [allowed.get(partition_key(topic, p), 0) for p in range(info.partitions)]
                 self._owner.log.trim(topic, before)
+            elif topic not in read and last.incarnations.get(topic) != info.incarnation:
+                # No table is made of it, so nothing but the log's age keeps its records.
+                self._owner.log.trim(topic, self._owner.log.ends(topic))
 
 
 def retain(owner: Owner) -> LedgerRow | None:
