@@ -194,3 +194,70 @@ def test_records_of_a_topic_that_a_plan_leaves_out_wait_for_one_that_reads_it(be
     place.begin(plan)
     place.epoch()
     assert numbers_in(place, "kept") == [1, 2]
+
+
+def test_a_table_that_was_dropped_and_comes_back_begins_anew_whatever_restarts(begin) -> None:
+    place = begin(plan_of("kept", "again"))
+    send(place, 1)
+    place.epoch()
+    place.begin(plan_of("kept"))
+    place.tables.drop("tables/again")
+    place.begin(plan_of("kept", "again"))
+    place.begin()
+    send(place, 2)
+    place.epoch()
+    place.begin()
+    place.publish()
+    assert numbers_in(place, "kept") == [1, 2]
+    assert numbers_in(place, "again") == [2]
+    assert place.rows("views/of_again").to_pylist() == [{"c": 1, "s": 2}]
+
+
+def test_tables_without_their_ledger_are_not_filled_a_second_time(begin) -> None:
+    place = begin(plan_of("kept"))
+    send(place, 1)
+    place.epoch()
+    place.tables.drop(LEDGER)
+    with pytest.raises(Corrupt):
+        place.begin()
+
+
+def test_a_start_waits_for_a_backup_to_end() -> None:
+    order: list[str] = []
+
+    @contextmanager
+    def gate() -> Iterator[None]:
+        order.append("in")
+        yield
+        order.append("out")
+
+    def begin() -> object:
+        order.append("begin")
+        raise Closed("Enough")
+
+    with pytest.raises(Closed):
+        run_owner(begin, ManualClock(), threading.Event(), Progress(), lambda: False, gate)
+    assert order == ["in", "begin"]
+
+
+def test_a_leap_of_the_clock_makes_no_orphan_of_what_an_epoch_has_staged(
+    begin, clock, monkeypatch
+) -> None:
+    place = begin(plan_of("kept", commits_per_checkpoint=2))
+    for n in range(3):
+        send(place, n)
+        place.epoch()
+    run = place.owner.runner.run
+
+    def run_beside(*given: object) -> object:
+        outcome = run(*given)
+        clock.advance(3 * ORPHAN_AGE_US // 1_000_000)
+        keeper = Housekeeper(place.owner, nullcontext)
+        keeper._checkpointed["tables/kept"] = 0
+        keeper.checkpoint("tables/kept", place.owner.table("tables/kept"))
+        return outcome
+
+    monkeypatch.setattr(place.owner.runner, "run", run_beside)
+    send(place, 3)
+    place.epoch()
+    assert numbers_in(place, "kept") == [0, 1, 2, 3]

@@ -27,7 +27,7 @@ from headrace.tables.expire import expire_rows
 BESIDE_EVERY_S = 1.0
 """How often the thread looks for tables with too many files or commits."""
 ORPHAN_AGE_US = 3600 * 1_000_000
-"""A staged file this old, without a ledger row, belongs to no epoch under way."""
+"""A file staged so long before the last epoch was committed belongs to none under way."""
 
 
 class Housekeeper:
@@ -119,8 +119,16 @@ class Housekeeper:
             if name.startswith("tables/"):
                 slowest = self._owner.views.slowest_version(name.removeprefix("tables/"))
                 keep = min(version, slowest if slowest is not None else version)
-            table.clean(self._owner.clock.now_us() - ORPHAN_AGE_US, keep)
+            table.clean(self._staged_before_us() - ORPHAN_AGE_US, keep)
         self._checkpointed[name] = version
+
+    def _staged_before_us(self) -> int:
+        """Return a time before anything of the epoch under way was staged, or now if none is.
+
+        The clock alone does not tell: it leaps when a machine that slept wakes up.
+        """
+        now_us, last = self._owner.clock.now_us(), self._owner.ledger.last
+        return now_us if last is None else min(now_us, last.committed_at_us)
 
     def trim(self) -> None:
         """Let the log forget what was committed longer ago than its retention and the horizon.
