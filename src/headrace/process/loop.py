@@ -178,7 +178,10 @@ def run_owner(
     while not stop.is_set():
         epochs = progress.epochs
         try:
-            Loop(begin(), stop, progress, drain=drain, gate=gate).run()
+            # To begin repairs, rolls forward and publishes, so a backup keeps it out too.
+            with gate():
+                owner = begin()
+            Loop(owner, stop, progress, drain=drain, gate=gate).run()
         except Unavailable as e:
             progress.restarts += 1
             progress.waiting_for = e.message
