@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -15,8 +16,6 @@ from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 from headrace.process.recover import check_fit
 from headrace.tables.delta import DeltaTables
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def run_pipeline(
@@ -36,12 +35,7 @@ def run_pipeline(
     Raises `Invalid` for an address that is taken or public or a plan that cannot go on with the
     tables, `Corrupt` for a log that is not theirs, and whatever ended a role for good.
     """
-    if address.host not in LOOPBACK and not insecure_bind:
-        raise Invalid(
-            f"{address.host} can be reached from other machines, and this port has no certificate",
-            hint="Bind to 127.0.0.1 behind a proxy that has one, or say --insecure-bind.",
-            code="public_bind",
-        )
+    address = at_loopback(address, insecure_bind=insecure_bind)
     if unknown := [r for r in only if r not in ROLES_IN_ORDER]:
         raise Invalid(
             f"There is no role {unknown[0]}", hint=f"The roles are {', '.join(ROLES_IN_ORDER)}."
@@ -57,6 +51,30 @@ def run_pipeline(
             check_fit(plan, log, DeltaTables(layout.root, clock))
 
     supervisor.run(until_idle=until_idle, check=check, ready=ready)
+
+
+def at_loopback(address: Address, *, insecure_bind: bool) -> Address:
+    """Return an address with its name looked up; `Invalid` if other machines reach it.
+
+    With `insecure_bind` they may.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as e:
+        raise Invalid(
+            f"There is no address {address.host}: {e.strerror}",
+            hint="Give --host an address of this machine, as 127.0.0.1.",
+            code="unknown_host",
+        ) from e
+    # IPv4 first: it is what others take `localhost` for too.
+    host = str(min(found, key=lambda f: f[0] != socket.AF_INET)[4][0])
+    if not ipaddress.ip_address(host).is_loopback and not insecure_bind:
+        raise Invalid(
+            f"{address.host} can be reached from other machines, and this port has no certificate",
+            hint="Bind to 127.0.0.1 behind a proxy that has one, or say --insecure-bind.",
+            code="public_bind",
+        )
+    return Address(host, address.port)
 
 
 def check_free(address: Address) -> None:

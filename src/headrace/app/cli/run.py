@@ -52,6 +52,7 @@ def run(
     What was acknowledged is durable whenever the run ends, and the next one goes on from there.
     """
     plan, address = require_plan(pipeline), Address(host, port)
+    shown = f"[{host}]" if ":" in host else host
     run_pipeline(
         plan,
         layout,
@@ -61,7 +62,7 @@ def run(
         until_idle=until_idle,
         insecure_bind=insecure_bind,
         say=_say,
-        ready=lambda: _say(f"{plan.name} runs at http://{host}:{port}"),
+        ready=lambda: _say(f"{plan.name} runs at http://{shown}:{port}"),
     )
 
 
