@@ -268,7 +268,7 @@ def test_rows_that_the_view_fails_on_are_named(owner, tmp_path):
     assert "TRY_CAST" in raised.value.hint
 
 
-def test_publishing_takes_a_tenth_of_the_time(tmp_path):
+def test_publishing_takes_a_fifth_of_the_time(tmp_path):
     base = plan(("by_host", BY_HOST))
     views = tuple(msgspec.structs.replace(v, topic="by_host_query") for v in base.views)
     clock = ManualClock()
@@ -286,7 +286,7 @@ def test_publishing_takes_a_tenth_of_the_time(tmp_path):
         owner.epoch(rows(("a", i % 3, 0.5)), publish=False)
         published += owner.keeper.publish(clock.now_us())
     share = published * 0.5 / (clock.monotonic_s() - began_s)
-    assert 0.07 < share <= 0.11
+    assert 0.15 < share <= 0.21
     owner.keeper.publish(clock.now_us(), force=True)
     assert owner.is_true()
 

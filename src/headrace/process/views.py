@@ -27,7 +27,7 @@ from headrace.process.view_store import Contained, ViewStore
 from headrace.stage.engine import Engine, SqlError
 from headrace.stage.fold import ViewState, partials_of
 
-PUBLISH_SHARE = 0.1
+PUBLISH_SHARE = 0.2
 """The part of the time that publishing may take, all views together."""
 
 CATCH_UP_AT_START_S = 2.0
@@ -286,7 +286,7 @@ class ViewKeeper:
     def publish(self, now_us: int, *, force: bool = False) -> int:
         """Publish the views that are due; with `force`, all that are behind. Returns how many.
 
-        Publishing takes at most a tenth of the time: a view waits T after a publish that costs c,
+        Publishing takes at most a fifth of the time: a view waits T after a publish that costs c,
         with T ∝ √c over all views, which makes the sum of the waits least. Cheap ones are published
         in each epoch.
         """
