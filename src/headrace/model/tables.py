@@ -113,8 +113,10 @@ class Tables(Protocol):
     def names(self) -> list[str]:
         """Return the names of existing tables, sorted; `tables/events`, and so on."""
 
-    def create(self, name: str, schema: pa.Schema) -> Table:
-        """Create an empty table, version 0; `Fenced` if it exists."""
+    def create(
+        self, name: str, schema: pa.Schema, *, txns: Mapping[str, int] | None = None
+    ) -> Table:
+        """Create an empty table, version 0, with these numbers; `Fenced` if it exists."""
 
     def open(self, name: str) -> Table | None:
         """Open a table to commit to it; None if there is none."""

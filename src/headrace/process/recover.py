@@ -157,13 +157,19 @@ def check_plan(plan: Plan, existing: Mapping[str, Sequence[Column]]) -> None:
 
 
 def adopt_plan(owner: Owner, engine: Engine) -> None:
-    """Make the tables of the plan that are missing, and add columns that it has in addition."""
+    """Make the tables of the plan that are missing, and add columns that it has in addition.
+
+    A table that was dropped and is wanted again begins at the epoch that the ledger names, so that
+    nothing from before is rolled forward into it.
+    """
+    epochs = owner.ledger.last.table_epochs if owner.ledger.last else {}
     check_plan(owner.plan, stored_columns(owner.tables, engine))
     wanted = {f"tables/{t.name}": engine.arrow_schema(t.columns) for t in owner.plan.tables}
     for name, schema in (wanted | _SYSTEM).items():
         table = owner.opened.get(name) or owner.tables.open(name)
         if table is None:
-            table = owner.tables.create(name, schema)
+            txns = {owner.epoch_txn(name): epochs[name]} if name in epochs else None
+            table = owner.tables.create(name, schema, txns=txns)
         owner.opened[name] = table
         have = table.snapshot.schema
         if new := [f for f in schema if f.name not in have.names]:

@@ -193,7 +193,9 @@ class DeltaTables:
             if self._exists(name := f"{kind}/{table}")
         )
 
-    def create(self, name: str, schema: pa.Schema) -> OwnedTable:
+    def create(
+        self, name: str, schema: pa.Schema, *, txns: Mapping[str, int] | None = None
+    ) -> OwnedTable:
         """See `Tables`."""
         if self._exists(name):
             raise Fenced(f"{name} exists already", hint="Open it")
@@ -209,6 +211,7 @@ class DeltaTables:
         info = CommitInfo(now_ms, "CREATE TABLE", {}, engine_info=_ENGINE)
         protocol = log_entries.Protocol(log_entries.READER_VERSION, log_entries.WRITER_VERSION)
         entries = [Entry(commit_info=info), Entry(protocol=protocol), Entry(meta_data=meta_data)]
+        entries += [Entry(txn=Txn(app, n, now_ms)) for app, n in (txns or {}).items()]
         put_commit(self.storage, name, 0, entries)
         state = LogState(name, self.storage.uri(name))
         state.apply(0, entries)
