@@ -30,10 +30,10 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
     1. Copy the backup.
     2. Run the plan that the ledger names until everything in the log is in the tables.
     3. Delete and create each topic: records from now on have offsets of a new incarnation.
+    4. It is no backup any more. One that broke off before this still is, and is not run.
     """
     # 1
     backup.restore(source, layout)
-    (layout.root / backup.COMPLETE).unlink(missing_ok=True)
     tables = DeltaTables(layout.root, clock)
     repair(tables)
     plan = last_plan(tables)
@@ -49,6 +49,8 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
         for topic in log.describe().values():
             log.delete(topic.name)
             log.create(topic.name, topic.partitions)
+    # 4
+    (layout.root / backup.COMPLETE).unlink()
     return owner.ledger.epoch
 
 

@@ -14,6 +14,7 @@ from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
+from headrace.process.backup import COMPLETE
 from headrace.process.recover import check_fit
 from headrace.tables.delta import DeltaTables
 
@@ -36,6 +37,12 @@ def run_pipeline(
     tables, `Corrupt` for a log that is not theirs, and whatever ended a role for good.
     """
     address = at_loopback(address, insecure_bind=insecure_bind)
+    if (layout.root / COMPLETE).exists():
+        raise Invalid(
+            f"{layout.root} is a backup, or a restore of one that broke off",
+            hint="Make a data directory of the backup: headrace restore BACKUP --data NEW",
+            code="is_backup",
+        )
     if unknown := [r for r in only if r not in ROLES_IN_ORDER]:
         raise Invalid(
             f"There is no role {unknown[0]}", hint=f"The roles are {', '.join(ROLES_IN_ORDER)}."

@@ -71,6 +71,8 @@ def restore(source: Path, layout: Layout) -> None:
             f"{layout.root} is not empty", hint="Restore into a folder that does not exist yet."
         )
     layout.root.mkdir(parents=True, mode=0o700, exist_ok=True)
+    # First: what is copied in part must not be taken for a data directory.
+    shutil.copyfile(source / COMPLETE, layout.root / COMPLETE)
     shutil.copytree(source, layout.root, dirs_exist_ok=True)
     # The copy has the backup's mode, which others may have changed on its way here.
     layout.root.chmod(0o700)
