@@ -15,7 +15,7 @@ from headrace import Pipeline, Record
 from headrace.log.embedded import EmbeddedLog
 from headrace.model.clock import ManualClock
 from headrace.model.errors import Closed, Corrupt, Unavailable
-from headrace.model.plan import LEDGER, Plan
+from headrace.model.plan import DEAD_LETTERS, LEDGER, Plan
 from headrace.process import housekeeping
 from headrace.process.commit import run_epoch
 from headrace.process.housekeeping import ORPHAN_AGE_US, Housekeeper, retain
@@ -56,9 +56,9 @@ def log(tmp_path: Path, clock: ManualClock) -> Iterator[EmbeddedLog]:
 
 @pytest.fixture
 def begin(tmp_path: Path, log: EmbeddedLog, clock: ManualClock):
-    with closing(Engine(threads=1)) as engine:
-        with closing(LocalRunner(log, None, clock, threads=1)) as runner:
-            yield lambda plan: Place(tmp_path / "data", plan, log, engine, runner, clock)
+    engine = Engine(threads=1)
+    with closing(engine), closing(LocalRunner(log, None, clock, threads=1)) as runner:
+        yield lambda plan: Place(tmp_path / "data", plan, log, engine, runner, clock)
 
 
 def send(place: Place, *numbers: int) -> None:
@@ -213,11 +213,13 @@ def test_a_table_that_was_dropped_and_comes_back_begins_anew_whatever_restarts(b
     assert place.rows("views/of_again").to_pylist() == [{"c": 1, "s": 2}]
 
 
-def test_tables_without_their_ledger_are_not_filled_a_second_time(begin) -> None:
+@pytest.mark.parametrize("lost", [LEDGER, DEAD_LETTERS])
+def test_the_pipelines_own_tables_do_not_begin_anew_under_the_others(begin, lost: str) -> None:
     place = begin(plan_of("kept"))
     send(place, 1)
+    append(place.log, place.clock, "events", b"bad")
     place.epoch()
-    place.tables.drop(LEDGER)
+    place.tables.drop(lost)
     with pytest.raises(Corrupt):
         place.begin()
 

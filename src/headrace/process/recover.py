@@ -94,7 +94,6 @@ def roll_forward(owner: Owner, repaired: set[str]) -> list[str]:
     last = owner.ledger.last
     if last is None:
         return []
-    version = owner.ledger.table.snapshot.version
     failpoint("rollforward.1")
     for name in last.table_epochs:
         table = owner.tables.open(name)
@@ -108,13 +107,25 @@ def roll_forward(owner: Owner, repaired: set[str]) -> list[str]:
         lacking = {n: c for n, c in row.files.items() if _lacks(owner, n, row.epoch)}
         done += make_visible(owner, msgspec.structs.replace(row, files=lacking))
         failpoint("rollforward.2")
-    for name, epoch in last.table_epochs.items():
-        if name in owner.opened and owner.epoch_of(name) != epoch:
-            message = f"{name} is at epoch {owner.epoch_of(name)}; the ledger says {epoch}"
-            if owner.ledger.table.refresh().version != version:
-                raise Fenced(message, hint="Another process has taken over this pipeline.")
-            raise Corrupt(message, hint="Restore the data directory from a backup.")
+    for name in owner.opened:
+        check_epoch(owner, name)
     return done
+
+
+def check_epoch(owner: Owner, name: str) -> None:
+    """Raise unless a table is at the epoch that the ledger names for it.
+
+    `Fenced` if somebody has committed to the ledger since it was read, else `Corrupt`.
+    """
+    ledger = owner.ledger
+    epoch = ledger.last.table_epochs.get(name, 0) if ledger.last else 0
+    if owner.epoch_of(name) == epoch:
+        return
+    message = f"{name} is at epoch {owner.epoch_of(name)}; the ledger says {epoch}"
+    version = ledger.table.snapshot.version
+    if ledger.table.refresh().version != version:
+        raise Fenced(message, hint="Another process has taken over this pipeline.")
+    raise Corrupt(message, hint="Restore the data directory from a backup.")
 
 
 def _lacks(owner: Owner, name: str, epoch: int) -> bool:
@@ -167,10 +178,13 @@ def adopt_plan(owner: Owner, engine: Engine) -> None:
     wanted = {f"tables/{t.name}": engine.arrow_schema(t.columns) for t in owner.plan.tables}
     for name, schema in (wanted | _SYSTEM).items():
         table = owner.opened.get(name) or owner.tables.open(name)
+        if table is None and name in _SYSTEM and name in epochs:
+            raise Corrupt(f"{name} is missing", hint="Restore the data directory from a backup.")
         if table is None:
             txns = {owner.epoch_txn(name): epochs[name]} if name in epochs else None
             table = owner.tables.create(name, schema, txns=txns)
         owner.opened[name] = table
+        check_epoch(owner, name)
         have = table.snapshot.schema
         if new := [f for f in schema if f.name not in have.names]:
             table.commit(schema=pa.schema([*have, *new]), metadata={"columns_added": str(len(new))})
