@@ -263,3 +263,30 @@ def test_a_leap_of_the_clock_makes_no_orphan_of_what_an_epoch_has_staged(
     send(place, 3)
     place.epoch()
     assert numbers_in(place, "kept") == [0, 1, 2, 3]
+
+
+def test_a_view_says_how_far_it_has_come_though_nothing_new_arrives(begin) -> None:
+    place = begin(plan_of("kept"))
+    for n in range(2):
+        send(place, n)
+        place.epoch()
+
+    def epochs() -> set[str]:
+        return {
+            place.tables.snapshot(f"views/{v.name}").metadata["epoch"] for v in place.plan.views
+        }
+
+    place.tables.drop("views/of_kept")
+    place.tables.drop(next(n for n in place.tables.names() if n.startswith("state/")))
+    place.begin()
+    place.publish()
+    assert epochs() == {"2"}
+    # An epoch that is in the table, and that the view was not told of before the owner ended.
+    send(place, 2)
+    place.owner.views.add = lambda *_: None
+    place.owner.views.publish = lambda *_, **__: 0
+    place.epoch()
+    place.begin()
+    place.publish()
+    assert epochs() == {"3"}
+    assert place.rows("views/of_kept").to_pylist() == [{"c": 3, "s": 3}]

@@ -61,6 +61,7 @@ class MaintainedView:
         self._tables = tables
         self._clock = clock
         self._engine = engine
+        self._pipeline = pipeline
         self._changes = changes if view.topic else None
         self._state = ViewState(view, engine)
         self._backlog: deque[DataFile] = deque()
@@ -105,7 +106,8 @@ class MaintainedView:
         self._base = snapshot
         self._stored = stored
         self._changed = bool(self._backlog)
-        self.contained = Contained(stored.table_id, snapshot.version, stored.epoch)
+        epoch = max(stored.epoch, self._epoch_of(snapshot))
+        self.contained = Contained(stored.table_id, snapshot.version, epoch)
         self._find_flip_of_public()
 
     def rebuild(self) -> None:
@@ -122,7 +124,11 @@ class MaintainedView:
         self._base = snapshot
         self._stored = None
         self._changed = True
-        self.contained = Contained(snapshot.table_id, snapshot.version, self.contained.epoch)
+        self.contained = Contained(snapshot.table_id, snapshot.version, self._epoch_of(snapshot))
+
+    def _epoch_of(self, snapshot: Snapshot) -> int:
+        """Return the newest epoch that a snapshot of the table contains; 0 if none."""
+        return snapshot.txns.get(f"{self._pipeline}/{snapshot.name}#epoch", 0)
 
     def catch_up(self, seconds: float) -> None:
         """Fold files of the backlog, at least one, until `seconds` have passed."""
