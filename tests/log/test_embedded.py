@@ -13,6 +13,7 @@ import pytest
 
 from headrace.log import segment as segments
 from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
+from headrace.log.group import Append
 from headrace.log.segment import check_sqlite
 from headrace.model.clock import ManualClock, SystemClock
 from headrace.model.errors import Closed, Internal, Invalid, Unavailable
@@ -201,6 +202,16 @@ def test_no_room_is_unavailable_and_passes(log, monkeypatch):
     assert (log.ends("events"), log.get("k")) == ([1], None)
     log.append("events", numbered(1, 2))
     assert read_values(log, "events") == [b"0", b"1"]
+
+
+def test_nobody_is_fenced_by_an_append_that_found_no_room(log, monkeypatch):
+    monkeypatch.setenv("HEADRACE_FAILPOINT", "append.1=full")
+    monkeypatch.setattr("headrace.model.failpoint._seen", {})
+    two = [
+        Append("events", records, records.size_bytes, print, {"cursor": b"1"}, {"cursor": 0})
+        for records in (numbered(0, 1), numbered(1, 1))
+    ]
+    assert [type(answer) for answer in log._writer.append(two)] == [Unavailable, Unavailable]
 
 
 def test_no_room_for_the_next_segment_keeps_this_one(log, tiny, monkeypatch):

@@ -23,7 +23,7 @@ from headrace.log import segment as segments
 from headrace.log.group import Answer, Append, Group, Head, Key, Statement, unknown_topic
 from headrace.log.wal import check_wal
 from headrace.model.clock import Clock
-from headrace.model.errors import Corrupt, HeadraceError, Internal, Invalid, Unavailable
+from headrace.model.errors import Corrupt, Internal, Invalid, Unavailable
 from headrace.model.failpoint import failpoint, is_armed
 from headrace.model.log import DELETED, StateEntry, TopicInfo
 
@@ -127,7 +127,8 @@ class Writer:
         try:
             self._commit(statements)
         except Unavailable as error:
-            return [a if isinstance(a, HeadraceError) else error for a in group.answers]
+            # Who was fenced may have been by an append of this group, which was not done.
+            return [a if isinstance(a, Invalid) else error for a in group.answers]
         group.apply()
         return group.answers
 
