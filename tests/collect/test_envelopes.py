@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.collect import envelopes
 from headrace.collect.envelopes import (
     form_of,
     inflate,
@@ -187,3 +188,26 @@ def test_content_encodings():
     assert [is_compressed(e) for e in (None, "identity", "gzip", "X-GZIP")] == [0, 0, 1, 1]
     assert code_of(is_compressed, "br") == "unsupported_encoding"
     assert code_of(is_compressed, "gzip, gzip") == "unsupported_encoding"
+
+
+@given(st.lists(json_values, min_size=1), st.integers(1, 7))
+def test_elements_cut_by_brackets_are_those_that_are_read(values, step_bytes):
+    body = b" " + msgspec.json.format(msgspec.json.encode(values), indent=1) + b"\n"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envelopes, "_CUT_STEP_BYTES", step_bytes)
+        cut = envelopes._elements(body, 100)
+    assert cut == [bytes(raw) for raw in msgspec.json.decode(body, type=list[msgspec.Raw])]
+
+
+@pytest.mark.parametrize("body", [b"[1", b'["', b"[1]]", b"[1] x", b"[[1]", b'[1,"]', b'["\\"]'])
+def test_what_does_not_end_as_an_array_is_not_cut(body):
+    with pytest.raises(Invalid) as refused:
+        envelopes._elements(body, 100)
+    assert refused.value.code == "malformed_json"
+
+
+def test_commas_within_elements_are_no_records():
+    body = b"[[" + b"1," * 500 + b'1],",,,,,,,"]'
+    assert len(split_array(body, 2)) == 2
+    with pytest.raises(Invalid, match="more than 1 records"):
+        split_array(body, 1)
