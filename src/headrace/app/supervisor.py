@@ -236,7 +236,14 @@ class Supervisor:
 def held(layout: Layout) -> Iterator[None]:
     """Make the data directory, private to its owner, and hold its lock."""
     os.umask(0o077)
-    layout.run.mkdir(parents=True, exist_ok=True)
+    try:
+        layout.run.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise Invalid(
+            f"The data directory {layout.root} cannot be written: {e.strerror}",
+            hint="Name another with --data, or let this user write there.",
+            code="data_not_writable",
+        ) from e
     with layout.lock.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
