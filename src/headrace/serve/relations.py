@@ -239,12 +239,17 @@ class Catalog:
 
 
 def _status_sql(acts: Mapping[str, Act]) -> str:
-    """Return the SQL of a dead letter's status: few are acted on, so their ids stand in it."""
+    """Return the SQL of a dead letter's status, with the ids of those acted on in it.
+
+    They stand there as one text: of a hundred thousand literals DuckDB makes a plan for seconds.
+    """
     of_act: dict[str, list[str]] = {}
     for letter_id, act in acts.items():
-        of_act.setdefault(act.act, []).append(literal(letter_id))
+        of_act.setdefault(act.act, []).append(letter_id)
     whens = "".join(
-        f" WHEN letter_id IN ({', '.join(ids)}) THEN {literal(act)}" for act, ids in of_act.items()
+        f" WHEN letter_id IN (SELECT unnest(string_split({literal(','.join(ids))}, ',')))"
+        f" THEN {literal(act)}"
+        for act, ids in of_act.items()
     )
     return f"CASE{whens} ELSE 'open' END" if whens else "'open'"
 
