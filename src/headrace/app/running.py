@@ -17,6 +17,7 @@ from headrace.model.plan import Plan
 from headrace.process.backup import COMPLETE
 from headrace.process.recover import check_fit
 from headrace.tables.delta import DeltaTables
+from headrace.tables.repair import repair
 
 
 def run_pipeline(
@@ -54,8 +55,12 @@ def run_pipeline(
         signal.signal(number, lambda *_: supervisor.stop.set())
 
     def check() -> None:
+        tables = DeltaTables(layout.root, clock)
+        if "process" in only:
+            # A ledger that a power cut tore must be mended before the log can be held against it.
+            repair(tables)
         with closing(EmbeddedLogReader(layout.log)) as log:
-            check_fit(plan, log, DeltaTables(layout.root, clock))
+            check_fit(plan, log, tables)
 
     supervisor.run(until_idle=until_idle, check=check, ready=ready)
 

@@ -6,7 +6,7 @@ take-over from another owner are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 import msgspec
@@ -29,7 +29,7 @@ from headrace.model.plan import (
 from headrace.model.runner import Runner
 from headrace.model.tables import Tables
 from headrace.process.commit import make_visible
-from headrace.process.ledger import Ledger, last_row
+from headrace.process.ledger import Ledger, LedgerRow, last_row
 from headrace.process.owner import Owner
 from headrace.process.ranges import check_log
 from headrace.process.views import ViewKeeper
@@ -46,11 +46,11 @@ def recover(
     runner: Runner,
     clock: Clock,
     engine: Engine,
-    repair: Callable[[], Iterable[str]] = tuple,
+    repair: Callable[[], object] = tuple,
 ) -> Owner:
     """Return the owner of a pipeline, everything that had happened made visible.
 
-    1. Repair what a power cut left at the end of a table (`repair` names the tables it cut back).
+    1. Repair what a power cut left at the end of a table (`repair`).
     2. Roll the ledger's last row forward; for a table that was cut back, every row it now lacks.
     3. Check the plan against the tables that exist; make missing tables, add new columns.
     4. Check that the log is the one that the ledger's offsets are of.
@@ -59,7 +59,7 @@ def recover(
     `Invalid`: the plan cannot go on with these tables; nothing but 1 and 2 was done.
     """
     # 1
-    repaired = set(repair())
+    repair()
     ledger = Ledger(tables, plan.name, clock)
     owner = Owner(
         plan=plan,
@@ -73,7 +73,7 @@ def recover(
     )
     # 2
     with owner.lock:
-        roll_forward(owner, repaired)
+        roll_forward(owner)
         # 3
         adopt_plan(owner, engine)
     # 4
@@ -89,7 +89,7 @@ def recover(
     return owner
 
 
-def roll_forward(owner: Owner, repaired: set[str]) -> list[str]:
+def roll_forward(owner: Owner) -> list[str]:
     """Make visible what the ledger says has happened; return the tables that lacked something."""
     last = owner.ledger.last
     if last is None:
@@ -100,7 +100,7 @@ def roll_forward(owner: Owner, repaired: set[str]) -> list[str]:
         if table is not None:
             owner.opened[name] = table
     rows = [last]
-    if behind := [owner.epoch_of(n) for n in repaired if n in owner.opened]:
+    if behind := [owner.epoch_of(n) for n in owner.opened if _lacks_more(owner, n, last)]:
         rows = owner.ledger.rows_after(min(behind))
     done: list[str] = []
     for row in rows:
@@ -130,6 +130,13 @@ def check_epoch(owner: Owner, name: str) -> None:
 
 def _lacks(owner: Owner, name: str, epoch: int) -> bool:
     return name in owner.opened and owner.epoch_of(name) < epoch
+
+
+def _lacks_more(owner: Owner, name: str, last: LedgerRow) -> bool:
+    """Return whether a table lacks epochs before the last: repair cut its newest commit off."""
+    change = last.files.get(name)
+    lacks = _lacks(owner, name, last.table_epochs[name])
+    return lacks and (change is None or change.previous != owner.epoch_of(name))
 
 
 def check_fit(plan: Plan, log: LogReader, tables: Tables) -> None:
