@@ -266,7 +266,6 @@ def test_one_table_of_several_topics_has_one_order_of_columns():
             items = ", ".join(f"{quoted(n)} {relation[n]}" for n in made.fields)
             con.execute(f"CREATE TABLE {quoted(made.topic)} ({items})")
             assert con.sql(made.sql).columns == list(columns(table))
-    assert [t.name for t in plan.tables_of("raw.v1")] == ["both"]
 
 
 def test_a_name_that_sql_knows_is_quoted():

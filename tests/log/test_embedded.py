@@ -136,23 +136,6 @@ def test_leftovers_of_a_crash_are_removed(tiny):
     assert not any(stray.exists() for stray in strays)
 
 
-def test_the_hook_comes_once_after_the_answers_of_a_commit(log):
-    events = []
-    finished = threading.Event()
-
-    def hook():
-        events.append("hook")
-        if events.count("done") == 50:
-            finished.set()
-
-    log.after_group(hook)
-    for number in range(50):
-        log.submit("events", numbered(number, number + 1), lambda _: events.append("done"))
-    assert finished.wait(WAIT_S)
-    assert events[-1] == "hook"
-    assert events.count("hook") <= 50
-
-
 def test_what_waits_is_bounded(roomy):
     waiting, going_on = threading.Event(), threading.Event()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.control.files import replace
 from headrace.log.embedded import EmbeddedLog
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt
@@ -15,7 +16,7 @@ from headrace.model.layout import Layout
 from headrace.model.plan import LEDGER, Plan
 from headrace.model.tables import Tables
 from headrace.process import backup
-from headrace.process.ledger import read_rows
+from headrace.process.ledger import LedgerRow, read_rows
 from headrace.process.loop import Loop, Progress
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner
@@ -29,7 +30,8 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
 
     1. Copy the backup.
     2. Run the plan that the ledger names until everything in the log is in the tables.
-    3. Delete and create each topic: records from now on have offsets of a new incarnation.
+    3. Delete and create each topic: records from now on have offsets of a new incarnation. The
+       ledger says so too, or answers would claim offsets that now name other records.
     4. It is no backup any more. One that broke off before this still is, and is not run.
     """
     # 1
@@ -38,7 +40,7 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
     repair(tables)
     plan = last_plan(tables)
     layout.run.mkdir(exist_ok=True)
-    layout.plan.write_bytes(msgspec.json.encode(plan))
+    replace(layout.plan, msgspec.json.encode(plan))
     with closing(EmbeddedLog(layout.log, clock)) as log:
         # 2
         engine = Engine()
@@ -49,9 +51,29 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
         for topic in log.describe().values():
             log.delete(topic.name)
             log.create(topic.name, topic.partitions)
+        owner.ledger.append(restored_row(owner.ledger.last, clock))
     # 4
     (layout.root / backup.COMPLETE).unlink()
     return owner.ledger.epoch
+
+
+def restored_row(last: LedgerRow | None, clock: Clock) -> LedgerRow:
+    """Return the row after the last one that contains nothing of the topics made anew."""
+    assert last is not None
+    return msgspec.structs.replace(
+        last,
+        epoch=last.epoch + 1,
+        committed_at_us=clock.now_us(),
+        kind="restored",
+        incarnations={},
+        offsets={},
+        read_from={},
+        clocks={},
+        files={},
+        topics={},
+        tables={},
+        plan_text=None,
+    )
 
 
 def last_plan(tables: Tables) -> Plan:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from headrace.app.supervisor import ROLES_IN_ORDER, Address, Supervisor
+from headrace.collect.door import refuse_taken_port
 from headrace.log.embedded import EmbeddedLogReader
 from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
@@ -49,7 +50,7 @@ def run_pipeline(
             f"There is no role {unknown[0]}", hint=f"The roles are {', '.join(ROLES_IN_ORDER)}."
         )
     if "collect" in only:
-        check_free(address)
+        refuse_taken_port(address.host, address.port)
     supervisor = Supervisor(plan, layout, clock, address, only=only, say=say)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop.set())
@@ -87,21 +88,6 @@ def at_loopback(address: Address, *, insecure_bind: bool) -> Address:
             code="public_bind",
         )
     return Address(host, address.port)
-
-
-def check_free(address: Address) -> None:
-    """Raise `Invalid` if something else listens at an address."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, address.port))
-        except OSError as e:
-            raise Invalid(
-                f"Port {address.port} of {address.host} cannot be listened on: {e.strerror}",
-                hint="Choose another with --port.",
-                code="port_taken",
-            ) from e
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from headrace.app.registry import open_source
+from headrace.control.files import replace
 from headrace.log.remote import RemoteLog
 from headrace.model.errors import Invalid
 from headrace.model.role import Role
@@ -23,9 +24,7 @@ def run_role(role: Role) -> None:
 
     def keep(report: SourceReport) -> None:
         reports[report.name] = report
-        beside = role.layout.run / (STATUS_FILE + ".new")
-        beside.write_bytes(msgspec.json.encode(list(reports.values())))
-        beside.replace(role.layout.run / STATUS_FILE)
+        replace(role.layout.run / STATUS_FILE, msgspec.json.encode(list(reports.values())))
 
     role.ready()
     try:

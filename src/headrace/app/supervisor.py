@@ -22,6 +22,7 @@ from typing import BinaryIO
 import msgspec
 
 from headrace.app.role import EXIT_FATAL, EXIT_USER
+from headrace.control.files import replace
 from headrace.model.clock import Clock
 from headrace.model.errors import Internal, Invalid
 from headrace.model.layout import Layout
@@ -112,7 +113,7 @@ class Supervisor:
         """
         with held(self._layout):
             check()
-            self._layout.plan.write_bytes(msgspec.json.encode(self._plan))
+            replace(self._layout.plan, msgspec.json.encode(self._plan))
             self._lifeline = os.pipe()
             try:
                 if "collect" in self._roles:

@@ -15,6 +15,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from headrace.control.files import replace
 from headrace.model.clock import Clock
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -110,10 +111,8 @@ class MetricsFile:
         self.write()
 
     def write(self) -> None:
-        """Write the file now: beside it, then in its place."""
-        fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(generate_latest(self._registry))
-        fresh.replace(self._path)
+        """Write the file now."""
+        replace(self._path, generate_latest(self._registry))
 
     def _run(self) -> None:
         while not self._clock.wait(self._stop, _WRITE_EVERY_S):

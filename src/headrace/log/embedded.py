@@ -98,7 +98,6 @@ class EmbeddedLog(EmbeddedLogReader):
         self._queued_bytes = 0
         self._lock = threading.Lock()
         self._is_closed = False
-        self._group_hooks: list[Callable[[], None]] = []
         self._jobs: Sequence[_Job] = ()
         self._answered = 0
         self._folder_lock = _lock_folder(directory)
@@ -118,13 +117,6 @@ class EmbeddedLog(EmbeddedLogReader):
             raise
         self._thread = threading.Thread(target=self._run, name="headrace-log", daemon=True)
         self._thread.start()
-
-    def after_group(self, hook: Callable[[], None]) -> None:
-        """Have `hook` called, on the log's thread, after all `done`s of a commit were called.
-
-        So an event loop need be woken once a commit only, not once a record.
-        """
-        self._group_hooks.append(hook)
 
     def submit(
         self,
@@ -265,8 +257,6 @@ class EmbeddedLog(EmbeddedLogReader):
         for append, answer in zip(group, answers, strict=True):
             _tell(append.done, answer)
         self._answered += len(group)
-        for hook in self._group_hooks:
-            _tell(hook)
 
     def _do_call(self, call: _Call) -> None:
         try:
@@ -291,8 +281,6 @@ class EmbeddedLog(EmbeddedLogReader):
                 _tell(job.done, unknown)
             elif isinstance(job, _Call):
                 job.result.set_exception(unknown)
-        for hook in self._group_hooks:
-            _tell(hook)
         self._fatal(error)
 
 

@@ -285,10 +285,6 @@ class Plan(msgspec.Struct, frozen=True):
         """Return a topic by name; KeyError if there is none."""
         return next(t for t in self.topics if t.name == name)
 
-    def tables_of(self, topic: str) -> list[Table]:
-        """Return the tables that read a topic."""
-        return [t for t in self.tables if any(i.topic == topic for i in t.inputs)]
-
     def views_of(self, table: str) -> list[View]:
         """Return the views of a table."""
         return [v for v in self.views if v.table == table]

@@ -13,6 +13,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from headrace.control.files import replace
 from headrace.model.clock import Clock
 from headrace.process.ledger import LedgerRow
 from headrace.process.loop import Progress
@@ -75,13 +76,6 @@ def write(directory: Path, status: Status, progress: Progress) -> None:
     registry = CollectorRegistry()
     registry.register(_Metrics(status, progress))
     replace(directory / METRICS_FILE, generate_latest(registry))
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Put content at `path` so that a reader sees all of the old or all of the new."""
-    beside = path.with_suffix(f".{os.getpid()}.new")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 class _Metrics:

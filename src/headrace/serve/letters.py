@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from headrace.control import dead_letters
+from headrace.define.types import quoted
 from headrace.model.clock import Clock
 from headrace.model.errors import HeadraceError, Invalid
 from headrace.model.letters import Act
@@ -26,7 +27,6 @@ from headrace.serve.endpoints import json_response
 from headrace.serve.formats import encode_record, records, time_text
 from headrace.serve.freshness import Freshness
 from headrace.serve.reading import Reading, Readings, freshness_headers
-from headrace.serve.relations import quoted
 
 IDS_MAX = 1_000
 """Letters that one request may act on."""

@@ -11,11 +11,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from headrace.define.types import quoted
 from headrace.model.clock import Clock
 from headrace.model.errors import HeadraceError, Invalid
 from headrace.model.plan import DEAD_LETTERS, KNOWN_IDS, LEDGER
 from headrace.serve.query import SETTINGS, failure, with_distinct_names
-from headrace.serve.relations import Relation, columns_of, quoted
+from headrace.serve.relations import Relation, columns_of
 from headrace.tables.delta import DeltaTables
 
 SYSTEM = {"dead_letters": DEAD_LETTERS, "known_ids": KNOWN_IDS, "ledger": LEDGER}

@@ -30,9 +30,10 @@ from collections.abc import Sequence
 import msgspec
 import pyarrow as pa
 
+from headrace.define.types import quoted
 from headrace.model.errors import Invalid
 from headrace.serve.arguments import Arguments, column_value, unknown_parameter, wrong
-from headrace.serve.relations import Relation, quoted
+from headrace.serve.relations import Relation
 
 LIMIT_DEFAULT = 100
 LIMIT_MAX = 10_000

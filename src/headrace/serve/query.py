@@ -17,8 +17,9 @@ from typing import Generic, Literal, TypeVar
 import duckdb
 import pyarrow as pa
 
+from headrace.define.types import quoted
 from headrace.model.errors import Closed, Corrupt, HeadraceError, Internal, Invalid, Unavailable
-from headrace.serve.relations import Identity, Relation, quoted
+from headrace.serve.relations import Identity, Relation
 
 T = TypeVar("T")
 

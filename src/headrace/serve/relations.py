@@ -16,6 +16,7 @@ from typing import Protocol
 import duckdb
 import pyarrow as pa
 
+from headrace.define.types import quoted
 from headrace.model.errors import HeadraceError
 from headrace.model.letters import Act
 from headrace.model.plan import (
@@ -279,11 +280,6 @@ def unknown(kind: str, name: str, known: object) -> HeadraceError:
 def path_of(snapshot: Snapshot, file: DataFile) -> str:
     """Return where a file is."""
     return f"{snapshot.root.rstrip('/')}/{file.path}"
-
-
-def quoted(name: str) -> str:
-    """Return a name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:

@@ -19,6 +19,8 @@ SCAN_ROWS = 5_000
 _MESSAGE_LENGTH_MAX = 300
 
 _SETTINGS = {
+    # Nothing is spilled beside the working directory: what is too large is run in smaller pieces.
+    "temp_directory": "",
     "TimeZone": "UTC",
     "preserve_insertion_order": "true",
     "autoinstall_known_extensions": "false",

@@ -12,8 +12,9 @@ from headrace.app.cli.options import data_option, pipeline_argument
 from headrace.app.cli.printing import print_rows
 from headrace.app.demo import Demo
 from headrace.app.pipeline_file import require_plan
-from headrace.app.running import check_free, free_port, run_pipeline
+from headrace.app.running import free_port, run_pipeline
 from headrace.app.supervisor import ROLES_IN_ORDER, Address
+from headrace.collect.door import refuse_taken_port
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
@@ -83,7 +84,7 @@ def demo(port: int | None, *, ends: bool) -> None:
 
 def _any_port() -> int:
     try:
-        check_free(Address("127.0.0.1", PORT))
+        refuse_taken_port("127.0.0.1", PORT)
     except Invalid:
         return free_port()
     return PORT
