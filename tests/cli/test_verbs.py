@@ -261,7 +261,7 @@ def test_produce_takes_files_ids_and_keys(headrace, tmp_path):
 def test_produce_counts_what_is_not_valid(headrace):
     headrace("topics", "create", "a")
     ended = headrace("produce", "a", stdin=b'{}\nnot json\n{"x": 1, "x": 2}\n')
-    assert "3 records appended to a, 2 of them not valid" in ended.out
+    assert "3 records appended to a; 2 not valid, to be dead letters" in ended.out
     assert UNMARKED == 0
 
 

@@ -188,7 +188,7 @@ def _summary(tallies: list[Tally], seconds: float) -> dict[str, object]:
     acknowledged = sum(statuses[str(code)] for code in ACKNOWLEDGED)
     if not latencies_s:
         raise Unavailable(
-            f"Nothing answered: {dict(statuses)}",
+            "Nothing answered: " + ", ".join(f"{n} times {what}" for what, n in statuses.items()),
             hint="is a run alive there? `headrace run` prints its address",
         )
     return {

@@ -95,9 +95,16 @@ def call(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        if _was_interrupted(error):
+            return INTERRUPTED
         if os.environ.get("HEADRACE_TRACEBACK"):
             raise
         what = f"{type(error).__name__}: {error}"
         print_error(what, "HEADRACE_TRACEBACK=1 shows where; this may be a bug worth reporting")
         return SYSTEM
     return result if isinstance(result, int) else 0
+
+
+def _was_interrupted(error: Exception) -> bool:
+    """Return whether DuckDB, which takes Ctrl-C for itself while it runs, was stopped by it."""
+    return isinstance(error, RuntimeError) and str(error) == "Query interrupted"

@@ -27,7 +27,7 @@ RECORDS_A_BATCH = 1_000
 
 @click.command()
 @click.argument("topic")
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True), default="-")
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True, exists=True), default="-")
 @click.option("--id", "id_path", default="", help="Key path of a record's own id.")
 @click.option("--key", "key_path", default="", help="Key path of a record's key.")
 @data_option
@@ -57,8 +57,8 @@ def produce(
     if as_json:
         print_json({"topic": topic, "appended": appended, "invalid": appended - valid})
         return
-    bad = f", {appended - valid} of them not valid: dead letters" if appended > valid else ""
-    console().print(f"{appended} records appended to {topic}{bad}")
+    bad = f"; {appended - valid} not valid, to be dead letters" if appended > valid else ""
+    console().print(f"{appended} record{'' if appended == 1 else 's'} appended to {topic}{bad}")
 
 
 def _topic(layout: Layout, name: str) -> Topic:
