@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import msgspec
 
+from headrace.model.errors import Unavailable
 from headrace.model.failpoint import failpoint
 from headrace.model.plan import LEDGER
 from headrace.model.tables import Table
@@ -67,7 +68,9 @@ class Housekeeper:
         if now_s >= self._next_tidy_s:
             self._next_tidy_s = now_s + self._options.tidy_every_s
             expire_ids(self._owner)
-            self.trim()
+            # The log's owner may be starting again; the log is trimmed next time.
+            with suppress(Unavailable):
+                self.trim()
             with self._owner.lock:
                 self._owner.views.maintain()
         if now_s >= self._next_retention_s:

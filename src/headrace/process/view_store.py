@@ -44,7 +44,11 @@ class Contained:
 
 
 class ViewStore:
-    """State and public table of one view, as the owner holds them."""
+    """State and public table of one view, as the owner holds them.
+
+    `write_state` and `write_public` use nothing but the view's own two tables, so different views
+    may be written at the same time.
+    """
 
     def __init__(
         self, view: View, tables: Tables, clock: Clock, engine: Engine, pipeline: str
@@ -52,13 +56,15 @@ class ViewStore:
         self._view = view
         self._tables = tables
         self._clock = clock
-        self._engine = engine
         self._pipeline = pipeline
+        self._public_schema = engine.arrow_schema(view.columns)
+        columns = {c.name: c for part in view.parts for c in part.columns}
+        self._state_schema = engine.arrow_schema([_PART_COLUMN, *columns.values()])
         self._state_name = f"state/{view.name}-{view.fingerprint}"
         self._public_name = f"views/{view.name}"
         self._state = tables.open(self._state_name)
         self._public = tables.open(self._public_name)
-        self._public_fits = self._public is not None and self._fits(self._public)
+        self._public_fits = self._public is not None and _fits(view, self._public, engine)
         self._checkpointed: dict[str, int] = {}
         self._stale = _other_builds(view, tables)
 
@@ -107,7 +113,7 @@ class ViewStore:
         ]
         failpoint("publish.1")
         if self._state is None:
-            self._state = self._tables.create(self._state_name, self._state_schema())
+            self._state = self._tables.create(self._state_name, self._state_schema)
         self._commit_state(staged, self._state.snapshot.files, contained)
         failpoint("publish.2")
 
@@ -119,8 +125,7 @@ class ViewStore:
         """
         if self._public is None or not self._public_fits:
             self._tables.drop(self._public_name)
-            schema = self._engine.arrow_schema(self._view.columns)
-            self._public = self._tables.create(self._public_name, schema)
+            self._public = self._tables.create(self._public_name, self._public_schema)
             self._public_fits = True
         staged = [self._tables.stage(self._public_name, rows)] if rows.num_rows else []
         self._commit_public(staged, self._public.snapshot.files, contained)
@@ -185,17 +190,14 @@ class ViewStore:
         assert self._state is not None
         return f"{self._pipeline}/{self._state_name}@{self._state.snapshot.table_id}#state"
 
-    def _state_schema(self) -> pa.Schema:
-        columns = {c.name: c for part in self._view.parts for c in part.columns}
-        return self._engine.arrow_schema([_PART_COLUMN, *columns.values()])
-
-    def _fits(self, public: Table) -> bool:
-        return self._engine.columns(public.snapshot) == self._view.columns
-
     def _drop_other_builds(self) -> None:
         for name in self._stale:
             self._tables.drop(name)
         self._stale = []
+
+
+def _fits(view: View, public: Table, engine: Engine) -> bool:
+    return engine.columns(public.snapshot) == view.columns
 
 
 def _other_builds(view: View, tables: Tables) -> list[str]:

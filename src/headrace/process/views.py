@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -29,6 +30,9 @@ from headrace.stage.fold import ViewState, partials_of
 
 PUBLISH_SHARE = 0.2
 """The part of the time that publishing may take, all views together."""
+
+WRITERS_MAX = 8
+"""Views that are written at the same time."""
 
 CATCH_UP_AT_START_S = 2.0
 CATCH_UP_BETWEEN_EPOCHS_S = 0.2
@@ -170,25 +174,37 @@ class MaintainedView:
         """Return whether the public table does not show what the state holds."""
         return self._changed or not self.store.in_step
 
-    def publish(self, watermark_us: int | None) -> None:
-        """Publish, in this order: 1. the change topic, 2. the state, 3. the public table."""
-        began_s = self._clock.monotonic_s()
+    def prepare(self, watermark_us: int | None) -> Callable[[], None]:
+        """Make what is to be published; return what writes it, which needs no engine.
+
+        Published is, in this order: 1. the change topic, here; then by what is returned 2. the
+        state, 3. the public table.
+        """
         if self.view.window and watermark_us is None:
             watermark_us = self._state.latest_us()
         rows = self._state.final(watermark_us)
         # 1
         if self._changes is not None:
             self._send_changes(rows, self._changes)
-        # 2
-        if self._stored is None or self._changed:
-            self.store.write_state(self._state.fold(), self.contained)
-            self._stored = self.contained
-        # 3
-        self.store.write_public(rows, self._stored)
-        self._changed = False
+        stale = self._stored is None or self._changed
+        parts = self._state.fold() if stale else {}
         self._find_next_flip(watermark_us)
-        took_s = self._clock.monotonic_s() - began_s
-        self.cost_s = 0.8 * self.cost_s + 0.2 * took_s if self.cost_s else took_s
+
+        def write() -> None:
+            # 2
+            if stale:
+                self.store.write_state(parts, self.contained)
+                self._stored = self.contained
+            # 3
+            assert self._stored is not None
+            self.store.write_public(rows, self._stored)
+            self._changed = False
+
+        return write
+
+    def took(self, seconds: float) -> None:
+        """Take in what a publish cost."""
+        self.cost_s = 0.8 * self.cost_s + 0.2 * seconds if self.cost_s else seconds
 
     def wait_until(self, next_s: float) -> None:
         """Publish no earlier than `next_s`, monotonic."""
@@ -296,7 +312,8 @@ class ViewKeeper:
         with T ∝ √c over all views, which makes the sum of the waits least. Cheap ones are published
         in each epoch.
         """
-        published = 0
+        writes: dict[MaintainedView, Callable[[], None]] = {}
+        began_s = self._clock.monotonic_s()
         for maintained in self._views.values():
             if not maintained.caught_up:
                 maintained.catch_up(math.inf if force else CATCH_UP_BETWEEN_EPOCHS_S)
@@ -305,10 +322,14 @@ class ViewKeeper:
             watermark_us = self._watermark_us(maintained.view, now_us)
             now_s = math.inf if force else self._clock.monotonic_s()
             if maintained.is_due(now_s, watermark_us):
-                maintained.publish(watermark_us)
-                published += 1
+                writes[maintained] = maintained.prepare(watermark_us)
+        if writes:
+            _at_once(list(writes.values()))
+            share_s = (self._clock.monotonic_s() - began_s) / len(writes)
+            for maintained in writes:
+                maintained.took(share_s)
                 self._space_out(maintained)
-        return published
+        return len(writes)
 
     def rebuild(self, view: str) -> None:
         """Make a view's state anew from its table, from which rows were taken."""
@@ -358,3 +379,13 @@ class ViewKeeper:
 
     def _follows_clock(self, view: View) -> bool:
         return view.window is not None and view.window.on == "received_at"
+
+
+def _at_once(writes: Sequence[Callable[[], None]]) -> None:
+    """Write several views beside one another: most of it is waiting for the disk."""
+    if len(writes) == 1:
+        writes[0]()
+        return
+    with ThreadPoolExecutor(WRITERS_MAX, "publish") as pool:
+        for written in [pool.submit(write) for write in writes]:
+            written.result()
