@@ -12,6 +12,7 @@ is durable by then, as it was when it was acknowledged.
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 import threading
@@ -32,6 +33,9 @@ _SWITCH_INTERVAL_S = 0.0005
 """The log's thread takes the interpreter back from a busy event loop this soon after a commit, not
 after Python's 5 ms: requests wait for it."""
 
+_COLLECT_EVERY = (50_000, 20, 100)
+"""Thresholds of the garbage collector. A request leaves no cycles behind; looking through all that
+lives for some each 700 new objects made the slowest in a hundred requests wait 18 ms, not 5."""
 
 _OTHER_FILES = 1_024
 """Open files beside connections: segments, sockets of other roles, bridged requests."""
@@ -96,6 +100,9 @@ def run_collect(
             admit=admit,
             reader=lambda: closing(EmbeddedLogReader(layout.log)),
         )
+        # What lives by now lives to the end, so it need not be looked through again.
+        gc.freeze()
+        gc.set_threshold(*_COLLECT_EVERY)
         door.run(host, port, stop=stop, ready=ready)
 
 
