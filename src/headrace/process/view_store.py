@@ -17,6 +17,7 @@ import msgspec
 import pyarrow as pa
 
 from headrace.model.clock import Clock
+from headrace.model.errors import Fenced
 from headrace.model.failpoint import failpoint
 from headrace.model.plan import Column, View
 from headrace.model.tables import DataFile, Snapshot, Table, Tables
@@ -124,7 +125,8 @@ class ViewStore:
         says, and whoever follows the table sees another id.
         """
         if self._public is None or not self._public_fits:
-            self._tables.drop(self._public_name)
+            if self._public is not None:
+                self._drop_misfit(self._public.snapshot)
             self._public = self._tables.create(self._public_name, self._public_schema)
             self._public_fits = True
         staged = [self._tables.stage(self._public_name, rows)] if rows.num_rows else []
@@ -189,6 +191,19 @@ class ViewStore:
     def _state_txn(self) -> str:
         assert self._state is not None
         return f"{self._pipeline}/{self._state_name}@{self._state.snapshot.table_id}#state"
+
+    def _drop_misfit(self, loaded: Snapshot) -> None:
+        """Drop a public table with other columns, unless it is no longer the one that was loaded.
+
+        A table that another owner has made in the meantime is not ours to drop.
+        """
+        now = self._tables.snapshot(self._public_name)
+        if now is None or (now.table_id, now.version) != (loaded.table_id, loaded.version):
+            raise Fenced(
+                f"Another owner has published {self._public_name}",
+                hint="Another process has taken over this pipeline.",
+            )
+        self._tables.drop(self._public_name)
 
     def _drop_other_builds(self) -> None:
         for name in self._stale:
