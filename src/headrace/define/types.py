@@ -23,7 +23,14 @@ SYSTEM_TYPES = {
     "_partition": "INTEGER",
     "_offset": "BIGINT",
 }
-RECORD_TYPES = {**SYSTEM_TYPES, "_key": "VARCHAR", "_headers": "VARCHAR", "_value": "VARCHAR"}
+RECORD_TYPES = {
+    **SYSTEM_TYPES,
+    "_key": "VARCHAR",
+    "_headers": "VARCHAR",
+    "_value": "VARCHAR",
+    "_seen_at": "TIMESTAMPTZ",
+    "_deleted": "BOOLEAN",
+}
 """Types of the columns that row SQL may read of any record beside its fields."""
 
 _PLAIN = {

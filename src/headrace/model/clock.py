@@ -11,6 +11,7 @@ import os
 import random
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 UUID_BYTES = 16
@@ -121,3 +122,9 @@ def uuid7(unix_ms: int, entropy: bytes) -> bytes:
     tail[0] = (MADE_AT_THE_DOOR << 4) | (tail[0] & 0x0F)
     tail[2] = 0x80 | (tail[2] & 0x3F)
     return unix_ms.to_bytes(6, "big") + bytes(tail)
+
+
+def rfc3339(us: int) -> str:
+    """Return microseconds since 1970 as RFC 3339 text in UTC, with microseconds."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -19,8 +19,18 @@ from headrace.model.schema import Schema
 SYSTEM_COLUMNS = ("event_id", "received_at", "_topic", "_partition", "_offset")
 """Columns of every table: VARCHAR (UUID text), TIMESTAMPTZ, VARCHAR, INTEGER, BIGINT."""
 
-RECORD_COLUMNS = (*SYSTEM_COLUMNS, "_key", "_headers", "_value")
-"""What row SQL may read of a record beside its fields; the last three are VARCHAR or NULL."""
+KEY_COLUMN = "_key"
+"""Column that a keyed table has in addition: the record's own key, VARCHAR."""
+
+RECORD_COLUMNS = (*SYSTEM_COLUMNS, KEY_COLUMN, "_headers", "_value", "_seen_at", "_deleted")
+"""What row SQL may read of a record beside its fields.
+
+`_key`, `_headers` and `_value` are VARCHAR or NULL. `_seen_at` TIMESTAMPTZ is when whoever sent the
+record saw it (`source.SEEN_AT_HEADER`), else received_at; `_deleted` BOOLEAN is whether the record
+says that its key is gone (`source.DELETED_HEADER`)."""
+
+WEIGHT = "_weight"
+"""Column of a changelog, INTEGER: see `Keyed`."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -65,14 +75,60 @@ class TableInput(msgspec.Struct, frozen=True):
     """The record's fields and record columns that `sql` reads; only these are decoded."""
 
 
+class Keyed(msgspec.Struct, frozen=True):
+    """How a keyed table finds the latest row of a key.
+
+    Of two rows of one key the later one is that with the greater `version`, then the greater
+    event_id; without a version column, the one that stands later in the log. A NULL version is
+    older than any other. A row whose `deleted` is true takes its key out: its version is kept, so
+    that an older row that comes later does not bring the key back.
+
+    A keyed table is stored twice. Its changelog `changes/<name>` is what epochs append to, with the
+    net change of each key: `made` columns and `WEIGHT`, which is +1 for a row that now holds, -1
+    for one that no longer does, 0 for a deletion. A row of weight -1 has the key, the version and
+    event_id, and at least the columns that the views of the plan read; its other columns may be
+    NULL. The table `tables/<name>`, one row a key, is made from the changelog and names its
+    version.
+    """
+
+    key: tuple[str, ...]
+    """Columns, none of them nested, that together name a row; NULL in one is an error."""
+    version: str | None = None
+    """Integer, TIMESTAMPTZ, DATE or VARCHAR column; None: the place in the log, which then must be
+    one partition for all rows of a key."""
+    deleted: str | None = None
+    """BOOLEAN column that the row SQL makes and that is no column of the table."""
+
+
 class Table(msgspec.Struct, frozen=True):
-    """A table: append-only rows. `columns` end with the system columns not selected before."""
+    """A table: append-only rows, or the latest row of each key.
+
+    `columns` end with the system columns not selected before, and `KEY_COLUMN` if it is keyed.
+    """
 
     name: str
     inputs: tuple[TableInput, ...]
     columns: tuple[Column, ...]
     retention_s: float | None = None
     """Rows whose received_at is older are taken out; None keeps all."""
+    keyed: Keyed | None = None
+
+    @property
+    def made(self) -> tuple[Column, ...]:
+        """What the row SQL yields: the columns, and the one that says that a key is deleted."""
+        if self.keyed is None or self.keyed.deleted is None:
+            return self.columns
+        return (*self.columns, Column(self.keyed.deleted, "BOOLEAN"))
+
+    @property
+    def log_columns(self) -> tuple[Column, ...]:
+        """Columns of what epochs append to: the table itself, or its changelog."""
+        return (*self.made, Column(WEIGHT, "INTEGER")) if self.keyed else self.columns
+
+    @property
+    def storage(self) -> str:
+        """Storage name of what epochs append to."""
+        return f"{'changes' if self.keyed else 'tables'}/{self.name}"
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -109,6 +165,9 @@ class StatePart(msgspec.Struct, frozen=True):
     merge_sql: str
     """Over relation `parts` (several results of `partial_sql` or `merge_sql`, one after another):
     the same columns, merged. Any grouping and order of merges gives the same result."""
+    retract_sql: str | None = None
+    """Over relation `parts`: the same columns, every count and sum negated, so that merging it in
+    takes those rows out again. Only of views over keyed tables, whose state is counts and sums."""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -128,7 +187,7 @@ class View(msgspec.Struct, frozen=True):
     """Over relations named as the parts: the view's columns; one row a key."""
     window: Window | None = None
     topic: str | None = None
-    """Change topic to which changed rows are published, if any."""
+    """Change topic to which changed rows are published, if any. No table reads it."""
 
     @property
     def fingerprint(self) -> str:
@@ -167,6 +226,8 @@ class Source(msgspec.Struct, frozen=True):
     """A word of the registry: replay, …"""
     topic: str
     options: dict[str, str | int | float | bool | None]
+    counts: str | None = None
+    """Topic that gets the service's own count after each complete sweep (`source.Count`)."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +308,21 @@ class Options:
         example=600.0,
         at_least=0,
     )
+    add_sources: bool = option(
+        False,
+        doc="Whether sources may be added while it runs, by those who may.",
+        example=True,
+    )
+    private_addresses: bool = option(
+        False,
+        doc="Whether sources may ask addresses that are not public, such as this machine's.",
+        example=True,
+    )
+    tokens: bool = option(
+        False,
+        doc="Whether every path asks for a token that allows it.",
+        example=True,
+    )
     tidy_every_s: float = option(
         60.0,
         doc="How often ids past the horizon and old log segments are forgotten.",
@@ -284,6 +360,15 @@ class Plan(msgspec.Struct, frozen=True):
     def topic(self, name: str) -> Topic:
         """Return a topic by name; KeyError if there is none."""
         return next(t for t in self.topics if t.name == name)
+
+    def table(self, name: str) -> Table:
+        """Return a table by name; KeyError if there is none."""
+        return next(t for t in self.tables if t.name == name)
+
+    @property
+    def change_topics(self) -> tuple[str, ...]:
+        """Return the topics that views publish their changes to, once each."""
+        return tuple(dict.fromkeys(v.topic for v in self.views if v.topic))
 
     def views_of(self, table: str) -> list[View]:
         """Return the views of a table."""

@@ -78,6 +78,9 @@ class Outcome(msgspec.Struct):
     tables: dict[str, TableCount]
     ranges: tuple[Range, ...]
     """What was read: a range may end earlier than asked, never later."""
+    keyed: dict[str, pa.Table] = {}
+    """Rows of keyed tables, by the table's name, with its `made` columns: neither staged nor in
+    `partials`, because what they change depends on the rows before (`stage/apply.py`)."""
 
 
 class KnownIds(Protocol):

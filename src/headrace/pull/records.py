@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from headrace.model.batch import UNMARKED, Batch
-from headrace.model.clock import Clock
+from headrace.model.clock import Clock, rfc3339
 from headrace.model.errors import Invalid
 from headrace.model.ids import client_id
 from headrace.model.plan import Source, Topic
-from headrace.model.source import Page, PulledRecord
+from headrace.model.source import DELETED_HEADER, SEEN_AT_HEADER, Page, PulledRecord
 from headrace.sources.paths import name_at
 from headrace.stage.validate import Validator
 
@@ -35,6 +37,7 @@ class Door:
                 received_at=received_at,
                 id=self._id(record),
                 key=self._key(record),
+                headers=_headers(record),
                 mark=self._mark(record.value),
             )
         return batch
@@ -59,3 +62,12 @@ class Door:
         except Invalid:
             return UNMARKED
         return self._validator.fingerprint
+
+
+def _headers(record: PulledRecord) -> bytes:
+    headers = {}
+    if record.seen_at_us is not None:
+        headers[SEEN_AT_HEADER] = rfc3339(record.seen_at_us)
+    if record.deleted:
+        headers[DELETED_HEADER] = "true"
+    return msgspec.json.encode(headers) if headers else b""

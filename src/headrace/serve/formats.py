@@ -205,9 +205,3 @@ def _csv(rows: pa.Table) -> bytes:
 def _is_shown_as_text(kind: pa.DataType) -> bool:
     types = pa.types
     return types.is_timestamp(kind) or types.is_dictionary(kind) or types.is_interval(kind)
-
-
-def time_text(us: int) -> str:
-    """Return microseconds since 1970 as RFC 3339 text in UTC."""
-    moment = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=us)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -17,14 +17,14 @@ from starlette.responses import Response
 
 from headrace.control import dead_letters
 from headrace.define.types import quoted
-from headrace.model.clock import Clock
+from headrace.model.clock import Clock, rfc3339
 from headrace.model.errors import HeadraceError, Invalid
 from headrace.model.letters import Act
 from headrace.model.log import Log
 from headrace.model.tables import Tables
 from headrace.serve.arguments import Arguments
 from headrace.serve.endpoints import json_response
-from headrace.serve.formats import encode_record, records, time_text
+from headrace.serve.formats import encode_record, records
 from headrace.serve.freshness import Freshness
 from headrace.serve.reading import Reading, Readings, freshness_headers
 
@@ -120,7 +120,7 @@ class LetterEndpoints:
         sql = f"SELECT * FROM {name} WHERE letter_id = ? ORDER BY failed_at LIMIT 1"
         act = self._acts.all().get(letter)
         done = {
-            "acted_at": None if act is None else time_text(act.at_us),
+            "acted_at": None if act is None else rfc3339(act.at_us),
             "why": None if act is None else act.why,
         }
         found = records(reading.session.select(sql, [letter]))

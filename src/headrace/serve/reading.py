@@ -9,10 +9,9 @@ from typing import TypeVar
 
 import msgspec
 
-from headrace.model.clock import Clock
+from headrace.model.clock import Clock, rfc3339
 from headrace.model.errors import Invalid, Unavailable
 from headrace.model.plan import Plan
-from headrace.serve.formats import time_text
 from headrace.serve.freshness import Freshness, Ledger, freshness_of, missing
 from headrace.serve.query import Engine, Session
 from headrace.serve.relations import Catalog, Relation
@@ -144,5 +143,5 @@ def freshness_headers(fresh: Sequence[Freshness]) -> dict[str, str]:
         "x-headrace-offsets": msgspec.json.encode({f.name: f.offsets for f in fresh}).decode(),
     }
     if committed:
-        headers["x-headrace-committed-at"] = time_text(committed)
+        headers["x-headrace-committed-at"] = rfc3339(committed)
     return headers

@@ -17,6 +17,7 @@ import msgspec
 from headrace.define.types import quoted
 from headrace.model.plan import RECORD_COLUMNS
 from headrace.model.schema import Field, Schema, Type
+from headrace.model.source import DELETED_HEADER, SEEN_AT_HEADER
 
 RELATION = "records"
 """Name of the relation that the SQL reads: `value` VARCHAR beside the record columns asked for."""
@@ -30,6 +31,8 @@ _WIRE = {
     "decimal": "VARCHAR",
     "json": "JSON",
 }
+_MADE_OF = {"_seen_at": ("received_at", "_headers"), "_deleted": ("_headers",)}
+"""Record columns that are not stored with a record, and what they are made of."""
 _AS_IS = {"string", "integer", "number", "boolean", "date"}
 
 
@@ -50,9 +53,27 @@ def decode_sql(schema: Schema | None, fields: Collection[str]) -> str:
 
 
 def _record_column(name: str) -> str:
-    if name == "event_id":
-        return "CAST(event_id AS VARCHAR) AS event_id"
-    return quoted(name)
+    match name:
+        case "event_id":
+            return "CAST(event_id AS VARCHAR) AS event_id"
+        case "_seen_at":
+            said = f"TRY_CAST({_header(SEEN_AT_HEADER)} AS TIMESTAMPTZ)"
+            return f"COALESCE({said}, received_at) AS _seen_at"
+        case "_deleted":
+            return f"COALESCE({_header(DELETED_HEADER)} = 'true', false) AS _deleted"
+        case _:
+            return quoted(name)
+
+
+def stored_columns(fields: Collection[str]) -> list[str]:
+    """Return the record columns that a relation must have for `decode_sql` to make `fields`."""
+    needed = {n for name in fields for n in _MADE_OF.get(name, (name,))}
+    return [c for c in RECORD_COLUMNS if c in needed]
+
+
+def _header(name: str) -> str:
+    path = f'$."{name}"'
+    return f"TRY(json_extract_string(_headers, {literal(path)}))"
 
 
 def _from_json(value: str, fields: Collection[Field]) -> str:

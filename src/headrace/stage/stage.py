@@ -20,7 +20,7 @@ import pyarrow as pa
 from headrace.define.types import quoted, record_columns
 from headrace.model.plan import RECORD_COLUMNS, Plan, Table, TableInput, Topic
 from headrace.model.runner import KnownIds, TableCount, TopicCount
-from headrace.stage.decode import RELATION, decode_sql
+from headrace.stage.decode import RELATION, decode_sql, stored_columns
 from headrace.stage.duplicates import Partition
 from headrace.stage.engine import Engine, SqlError, bisect
 from headrace.stage.failing import RowSql
@@ -241,7 +241,7 @@ class _Topic:
                     sql = _row_sql(table, one)
                     row_sql = RowSql(engine, topic.name, one.sql, sql, table.columns)
                     self.inputs.append((table.name, columns, row_sql))
-        self.columns = [c for c in RECORD_COLUMNS if c in used]
+        self.columns = stored_columns(used)
         if used - set(RECORD_COLUMNS):
             self.columns.append("value")
         self.decode_sql = decode_sql(topic.schema, used)

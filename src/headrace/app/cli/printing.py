@@ -104,12 +104,6 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any value that a table or a stat
     return value
 
 
-def time_text(microseconds: int) -> str:
-    """Return wall time as RFC 3339 text, UTC."""
-    moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{microseconds % 1_000_000:06d}Z"
-
-
 def id_text(identifier: bytes) -> str:
     """Return a record's id as UUID text."""
     return str(uuid.UUID(bytes=identifier))

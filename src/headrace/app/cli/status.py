@@ -10,9 +10,9 @@ import msgspec
 from rich.markup import escape
 
 from headrace.app.cli.options import data_option, json_option
-from headrace.app.cli.printing import console, print_json, print_rows, time_text
+from headrace.app.cli.printing import console, print_json, print_rows
 from headrace.app.data_directory import find_plan, open_tables, reading_log
-from headrace.model.clock import SystemClock
+from headrace.model.clock import SystemClock, rfc3339
 from headrace.model.layout import Layout
 from headrace.model.log import LogReader
 from headrace.model.plan import LEDGER, Plan
@@ -55,7 +55,7 @@ def status_of(layout: Layout, log: LogReader, tables: Tables) -> dict[str, Any]:
         "pid": process.get("pid") if running else None,
         "pipeline": plan.name if plan else None,
         "epoch": row.epoch if row else 0,
-        "committed_at": time_text(row.committed_at_us) if row else None,
+        "committed_at": rfc3339(row.committed_at_us) if row else None,
         "waiting_for": process.get("waiting_for", "") if running else "",
         "alarm": process.get("alarm", "") if running else "",
         "topics": topics,

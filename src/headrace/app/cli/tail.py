@@ -11,10 +11,10 @@ import msgspec
 import pyarrow as pa
 
 from headrace.app.cli.options import data_option
-from headrace.app.cli.printing import id_text, time_text
+from headrace.app.cli.printing import id_text
 from headrace.app.data_directory import reading_log
 from headrace.model.batch import is_client_chosen
-from headrace.model.clock import SystemClock
+from headrace.model.clock import SystemClock, rfc3339
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.log import LogReader
@@ -90,7 +90,7 @@ def _with_meta(topic: str, record: dict[str, Any]) -> bytes:
             "topic": topic,
             "partition": record["partition"],
             "offset": record["offset"],
-            "received_at": time_text(record["received_at"]),
+            "received_at": rfc3339(record["received_at"]),
             "event_id": id_text(identifier),
             "client_chosen": is_client_chosen(identifier),
             "key": None if key is None else key.decode("utf-8", "backslashreplace"),
