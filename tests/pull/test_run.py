@@ -14,7 +14,8 @@ from headrace.model.log import Appended, StateEntry
 from headrace.model.plan import Plan, Source, Topic
 from headrace.model.schema import Field, Schema, Type
 from headrace.model.source import Page, PulledRecord
-from headrace.pull.run import read_state, run_pull, state_key
+from headrace.pull.puller import read_state, state_key
+from headrace.pull.run import run_pull
 
 TOPIC = Topic("t", 1, Schema("T", (Field("n", "n", Type("integer")),)))
 

@@ -9,7 +9,8 @@ from headrace.control.files import replace
 from headrace.log.remote import RemoteLog
 from headrace.model.errors import Invalid
 from headrace.model.role import Role
-from headrace.pull.run import SourceReport, run_pull
+from headrace.pull.puller import SourceReport
+from headrace.pull.run import run_pull
 
 STATUS_FILE = "pull.json"
 
