@@ -13,7 +13,7 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from headrace.app.cli.main import call
@@ -127,7 +127,7 @@ def test_a_run_from_records_to_dead_letters(folder):
     with Run(folder) as run:
         assert "already" in headrace(folder, "run", "pipeline.py", "--port", free_port(), status=1)
         assert told(folder, "produce", "readings", stdin=lines)["appended"] == 30
-        answer = httpx.post(
+        answer = httpx2.post(
             f"{run.url}/v1/topics/readings",
             json=[{"station": "s0", "celsius": 1000}, {"station": 1, "celsius": 1}],
         )

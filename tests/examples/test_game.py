@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import duckdb
-import httpx
+import httpx2
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -69,7 +69,7 @@ def curl(url, path, *more):
         return subprocess.check_output(command, text=True, timeout=30)
     method = "POST" if "POST" in more else "GET"
     headers = {"user-agent": "curl/8.0", "accept": "*/*"}
-    return httpx.request(method, f"{url}{path}", headers=headers).raise_for_status().text
+    return httpx2.request(method, f"{url}{path}", headers=headers).raise_for_status().text
 
 
 def ab(port, path, host):
@@ -127,7 +127,7 @@ class Played:
         return told("sql", "--data", self.data, query)
 
     def get(self, path, **params):
-        return httpx.get(f"{self.run.url}{path}", params=params).raise_for_status().json()["rows"]
+        return httpx2.get(f"{self.run.url}{path}", params=params).raise_for_status().json()["rows"]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_purchases_counted_by_what_is_asked(game):
             by_host[host] += n
     assert {r["item"]: r["n"] for r in game.get("/count", by="item")} == by_item
     assert {r["host"]: r["n"] for r in game.get("/count", by="host")} == by_host
-    refused = httpx.get(f"{game.run.url}/count", params={"by": "price"})
+    refused = httpx2.get(f"{game.run.url}/count", params={"by": "price"})
     assert refused.status_code == 400
     assert "host, item" in refused.json()["error"]["hint"]
 
@@ -236,11 +236,11 @@ def test_tail_prints_a_topic_from_its_beginning_to_its_end(game):
 def test_a_topic_is_read_back_in_a_batch(game):
     """From the earliest to the latest offset into a data frame, without the tables."""
     rows = []
-    for topic in httpx.get(f"{game.run.url}/v1/topics").json()["topics"]:
+    for topic in httpx2.get(f"{game.run.url}/v1/topics").json()["topics"]:
         for partition in range(topic["partitions"]):
             offset = 0
             while True:
-                answer = httpx.get(
+                answer = httpx2.get(
                     f"{game.run.url}/v1/topics/{topic['name']}/records",
                     params={"partition": partition, "offset": offset},
                 ).json()

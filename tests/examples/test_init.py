@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-import httpx
+import httpx2
 import pytest
 from run_example import Run, headrace, until
 
@@ -18,7 +18,7 @@ def asked(command, url):
     method = "GET" if body is None else "POST"
     headers = {"content-type": "application/json"} if body else {}
     (where,) = [word for word in words if word.startswith(url)]
-    return httpx.request(method, where, content=body, headers=headers)
+    return httpx2.request(method, where, content=body, headers=headers)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
-import httpx
+import httpx2
 import psutil
 from deltalake import DeltaTable
 
@@ -158,7 +158,7 @@ class Client(threading.Thread):
         self.acknowledged = Acknowledged(listed)
         self.sent = first
         """All numbers below may have reached the server."""
-        self.refused: list[httpx.Response] = []
+        self.refused: list[httpx2.Response] = []
         """Every answer but an acknowledgement."""
         self._url = f"{url}/v1/topics/events"
         self._fields = fields
@@ -166,7 +166,7 @@ class Client(threading.Thread):
         self._give_up = threading.Event()
 
     def run(self) -> None:
-        with httpx.Client(timeout=20) as http:
+        with httpx2.Client(timeout=20) as http:
             while not self._finish.is_set() and not self._give_up.is_set():
                 first, self.sent = self.sent, self.sent + BATCH
                 numbers = range(first, self.sent)
@@ -176,14 +176,14 @@ class Client(threading.Thread):
                         break
                     self._give_up.wait(0.05)
 
-    def send(self, http: httpx.Client, numbers: range) -> bool:
+    def send(self, http: httpx2.Client, numbers: range) -> bool:
         """Send a batch; return whether it was acknowledged."""
         name = {"Idempotency-Key": f"from-{numbers.start}", "Content-Type": "application/json"}
         try:
             answer = http.post(self._url, content=self._body(numbers), headers=name)
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False
-        if answer.status_code == httpx.codes.OK:
+        if answer.status_code == httpx2.codes.OK:
             return True
         self.refused.append(answer)
         return False

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from live import Run, breaches, drain, good, numbers_in, pipeline_text, processed, sending, until
 
@@ -60,7 +60,7 @@ def test_the_whole_data_directory(folder: Path) -> None:
         until(lambda: len(client.refused) > 3, "events are refused")
         told = Acknowledged(folder / "acknowledged").read()
         refusals = client.refused[-3:]
-        assert {r.status_code for r in refusals} == {httpx.codes.SERVICE_UNAVAILABLE}
+        assert {r.status_code for r in refusals} == {httpx2.codes.SERVICE_UNAVAILABLE}
         assert all(int(r.headers["Retry-After"]) > 0 for r in refusals)
         until(lambda: len(client.refused) > 10, "events are refused still")
         assert Acknowledged(folder / "acknowledged").read() == told

@@ -7,7 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 import psutil
 import pytest
 from live import (
@@ -36,8 +36,8 @@ def folder(tmp_path: Path) -> Path:
 
 def answers(run: Run) -> bool:
     try:
-        return httpx.get(f"{run.url}/v1/topics").status_code == httpx.codes.OK
-    except httpx.TransportError:
+        return httpx2.get(f"{run.url}/v1/topics").status_code == httpx2.codes.OK
+    except httpx2.TransportError:
         return False
 
 

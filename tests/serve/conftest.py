@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 from decimal import Decimal
 
-import httpx
+import httpx2
 import pyarrow as pa
 import pytest
 
@@ -305,8 +305,8 @@ class Client:
     def __init__(self, world, plan=PLAN, *, alone=True) -> None:
         self.app = create_app(plan, world.tables, world.log, world.layout, world.clock, alone=alone)
         self.runner = asyncio.Runner()
-        self.http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(self.app), base_url="http://localhost"
+        self.http = httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(self.app), base_url="http://localhost"
         )
 
     def ask(self, path, method="GET", **more):

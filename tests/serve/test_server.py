@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-import httpx
+import httpx2
 import msgspec
 import pytest
 
@@ -37,7 +37,7 @@ def start(world):
 
 
 def over(path):
-    return httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://serve")
+    return httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path)), base_url="http://serve")
 
 
 def stopped(process):
@@ -77,7 +77,7 @@ def test_ends_while_a_query_runs_and_another_waits(world, start):
             asked.set()
             try:
                 answers.append(http.get("/endless", timeout=30).status_code)
-            except httpx.HTTPError as e:
+            except httpx2.HTTPError as e:
                 answers.append(type(e))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -100,7 +100,7 @@ def test_listens_on_a_port_when_it_runs_alone(world, start):
         port = free.getsockname()[1]
     process = start("127.0.0.1", str(port))
     assert process.stdout.readline() == "ready\n"
-    assert httpx.get(f"http://127.0.0.1:{port}/ready").json()["ready"] is True
+    assert httpx2.get(f"http://127.0.0.1:{port}/ready").json()["ready"] is True
     assert stopped(process)[0] == 0
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from headrace.app.cli.load import Tally, Target, generate
 from headrace.app.pipeline_file import require_plan
@@ -110,8 +110,8 @@ class Demo:
 
 def _counts(url: str) -> dict[str, int]:
     """Return how many events of each path the pipeline has counted."""
-    answer = httpx.get(f"{url}/v1/views/events_by_type", timeout=COUNTED_S_MAX)
-    if answer.status_code != httpx.codes.OK:
+    answer = httpx2.get(f"{url}/v1/views/events_by_type", timeout=COUNTED_S_MAX)
+    if answer.status_code != httpx2.codes.OK:
         return {}
     counted = {(row["event_type"], row["guild"]): row["n"] for row in answer.json()["rows"]}
     return {path: counted[kind] for path, (kind, _) in EVENTS.items() if kind in counted}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 
 from headrace.collect.exchange import Headers, Request, Response, refusal
 from headrace.collect.limits import Limits
@@ -51,14 +51,14 @@ class Bridge:
         """Pass on to the socket `upstream`; large answers go through files in `spool`."""
         self._limits = limits
         self._spool = spool
-        self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(
+        self._client = httpx2.AsyncClient(
+            transport=httpx2.AsyncHTTPTransport(
                 uds=str(upstream),
-                limits=httpx.Limits(
+                limits=httpx2.Limits(
                     max_connections=limits.bridge_connections_max, max_keepalive_connections=32
                 ),
             ),
-            timeout=httpx.Timeout(
+            timeout=httpx2.Timeout(
                 _ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S, pool=_CONNECT_TIMEOUT_S
             ),
         )
@@ -72,21 +72,21 @@ class Bridge:
         body = await request.read()
         asked = self._client.build_request(
             request.method,
-            # Whole: else httpx takes what stands behind two slashes at the beginning for a host.
+            # Whole: else httpx2 takes what stands behind two slashes at the beginning for a host.
             f"http://serve{_target(request)}",
             content=body,
             headers=_request_headers(request.headers, scheme, client),
         )
         try:
             answer = await self._client.send(asked, stream=True)
-        except (httpx.TransportError, OSError) as error:
+        except (httpx2.TransportError, OSError) as error:
             return _send(outgoing, refusal(_absent(error)))
         try:
             return await self._pass_back(request.method, answer, outgoing)
         finally:
             await answer.aclose()
 
-    async def _pass_back(self, method: str, answer: httpx.Response, outgoing: Any) -> int:  # noqa: ANN401
+    async def _pass_back(self, method: str, answer: httpx2.Response, outgoing: Any) -> int:  # noqa: ANN401
         headers = _answer_headers(answer)
         if answer.headers.get("content-type", "").startswith(_EVENT_STREAM) and method != "HEAD":
             await self._stream(answer, headers, outgoing)
@@ -100,7 +100,7 @@ class Bridge:
                     path = await self._to_file(held, chunks)
                     outgoing.response_file(answer.status_code, headers, str(path))
                     return answer.status_code
-        except (httpx.TransportError, OSError) as error:
+        except (httpx2.TransportError, OSError) as error:
             return _send(outgoing, refusal(_absent(error)))
         return _send(outgoing, Response(answer.status_code, headers, bytes(held)))
 
@@ -125,7 +125,7 @@ class Bridge:
 
     async def _stream(
         self,
-        answer: httpx.Response,
+        answer: httpx2.Response,
         headers: list[tuple[str, str]],
         outgoing: Any,  # noqa: ANN401
     ) -> None:
@@ -137,7 +137,7 @@ class Bridge:
             task.cancel()
         await asyncio.gather(passing, leaving, return_exceptions=True)
 
-    async def _pass_events(self, answer: httpx.Response, transport: Any) -> None:  # noqa: ANN401
+    async def _pass_events(self, answer: httpx2.Response, transport: Any) -> None:  # noqa: ANN401
         passed = 0
         async for chunk in answer.aiter_raw():
             await transport.send_bytes(chunk)
@@ -172,7 +172,7 @@ def _request_headers(headers: Headers, scheme: str, client: str) -> list[tuple[s
     return [*passed, ("x-forwarded-proto", scheme), ("x-forwarded-for", client.rpartition(":")[0])]
 
 
-def _answer_headers(answer: httpx.Response) -> list[tuple[str, str]]:
+def _answer_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
     return [
         (name.lower(), value)
         for name, value in answer.headers.multi_items()
