@@ -37,6 +37,8 @@ class Everything(Record):
     colour: Literal["red", "green"] = "red"
     small: Annotated[int, msgspec.Meta(ge=0, lt=10)] = 3
     word: Annotated[str, msgspec.Meta(pattern="^[a-z]+$", max_length=5)] = "abc"
+    name: int | str | None = None
+    names: list[int | str] = []  # noqa: RUF012 - a record gets its own
     times: list[datetime] = field(unit="s", default=[])
 
 
@@ -71,6 +73,8 @@ def test_every_type_has_its_column():
         "colour": "VARCHAR",
         "small": "BIGINT",
         "word": "VARCHAR",
+        "name": "VARCHAR",
+        "names": "VARCHAR[]",
         "times": "TIMESTAMPTZ[]",
     }
 
@@ -190,7 +194,8 @@ def test_a_class_that_cannot_be_a_record_is_refused(record, code, word):
 @pytest.mark.parametrize(
     ("annotation", "default", "code"),
     [
-        (int | str, msgspec.NODEFAULT, "bad_annotation"),
+        (float | str, msgspec.NODEFAULT, "bad_annotation"),
+        (int | str | bool, msgspec.NODEFAULT, "bad_annotation"),
         (set[str], msgspec.NODEFAULT, "bad_annotation"),
         (bytes, msgspec.NODEFAULT, "bad_annotation"),
         (dict[int, str], msgspec.NODEFAULT, "bad_annotation"),
@@ -238,7 +243,7 @@ def test_all_faults_of_a_class_come_at_once():
     class Bad(Record):
         event_id: str
         price: Decimal
-        mixed: int | str
+        mixed: float | str
         late: str | None = "x"
 
     assert {c for c, _ in faults_of(Bad)} == {

@@ -43,6 +43,8 @@ def expected(kind: Type, raw: bytes):
     match kind.kind:
         case "json":
             return json.loads(raw)
+        case "text":
+            return str(msgspec.json.decode(raw, type=int | str))
         case "timestamp":
             return expected_timestamp(kind, raw)
         case "list":
@@ -172,7 +174,7 @@ TIMES = st.builds(
 
 
 def scalar_types():
-    plain = st.sampled_from(["string", "integer", "number", "boolean", "date", "json"])
+    plain = st.sampled_from(["string", "integer", "text", "number", "boolean", "date", "json"])
     return st.one_of(
         plain.map(Type),
         st.sampled_from([None, "s", "ms", "us"]).map(lambda u: Type("timestamp", unit=u)),
@@ -210,7 +212,7 @@ SCHEMAS = st.lists(st.tuples(NAMES, TYPES, st.booleans(), st.booleans()), max_si
 )
 
 
-def value_texts(kind: Type) -> st.SearchStrategy[str]:  # noqa: C901, PLR0911 - one case a kind
+def value_texts(kind: Type) -> st.SearchStrategy[str]:  # noqa: C901, PLR0911, PLR0912 - one case a kind
     """JSON texts that often, not always, are of a type."""
     match kind.kind:
         case "string":
@@ -218,6 +220,8 @@ def value_texts(kind: Type) -> st.SearchStrategy[str]:  # noqa: C901, PLR0911 - 
         case "integer":
             near = [2**63, 2**63 - 1, -(2**63), -(2**63) - 1, 2**53 + 1]
             return st.one_of(st.integers(), st.sampled_from(near)).map(str)
+        case "text":
+            return st.one_of(STRING_TEXTS, value_texts(Type("integer")), NUMBER_TEXTS)
         case "number":
             return NUMBER_TEXTS
         case "boolean":

@@ -146,10 +146,14 @@ class _Maker:
         if not isinstance(info, inspect.UnionType):
             return self._type(info, spec, label), isinstance(info, inspect.AnyType)
         rest = [t for t in info.types if not isinstance(t, inspect.NoneType)]
+        nullable = len(rest) < len(info.types)
+        if _is_text(rest):
+            return Type("text"), nullable
         if len(rest) != 1:
             raise Invalid(
                 f"{label} takes several types, but a column has one",
-                hint="Declare it as Json, or as str if all of them are text.",
+                hint="Declare it as Json, as str if all of them are text, or as int | str if some "
+                "are whole numbers.",
                 code="bad_annotation",
             )
         return self._type(_unwrapped(rest[0]), spec, label), True
@@ -180,6 +184,12 @@ class _Maker:
             return _decimal(spec, label)
         unit = spec.unit if kind == "timestamp" else None
         return Type(kind, unit=unit, limits=_limits(info, label))
+
+
+def _is_text(types: Sequence[inspect.Type]) -> bool:
+    """Return whether a union is plain `int | str`, whose limits would be those of either."""
+    plain = (inspect.IntType(), inspect.StrType())
+    return len(types) == len(plain) and all(t in plain for t in types)
 
 
 def _unwrapped(info: inspect.Type) -> inspect.Type:

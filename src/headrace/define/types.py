@@ -36,6 +36,7 @@ RECORD_TYPES = {
 _PLAIN = {
     "string": "VARCHAR",
     "integer": "BIGINT",
+    "text": "VARCHAR",
     "number": "DOUBLE",
     "boolean": "BOOLEAN",
     "timestamp": "TIMESTAMPTZ",

@@ -8,6 +8,8 @@ kind           Python annotation        JSON                column (DuckDB / Arr
 =============  =======================  ==================  ==========================
 string         str, Literal[str, …]     string              VARCHAR / string
 integer        int                      integer, 64 bits    BIGINT / int64
+text           int | str                string, or integer  VARCHAR / string, the
+                                        of 64 bits          integer as its digits
 number         float                    finite number       DOUBLE / float64
 boolean        bool                     true, false         BOOLEAN / bool
 timestamp      datetime                 RFC 3339 string,    TIMESTAMPTZ /
@@ -31,6 +33,7 @@ import msgspec
 Kind = Literal[
     "string",
     "integer",
+    "text",
     "number",
     "boolean",
     "timestamp",

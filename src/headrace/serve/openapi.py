@@ -335,6 +335,7 @@ def type_schema(type_: Type) -> Json:
     simple: dict[str, Json] = {
         "string": {"type": "string"},
         "integer": {"type": "integer", "format": "int64"},
+        "text": {"type": ["string", "integer"]},
         "number": {"type": "number"},
         "boolean": {"type": "boolean"},
         "timestamp": {"type": "string", "format": "date-time"},

@@ -25,6 +25,7 @@ RELATION = "records"
 _WIRE = {
     "string": "VARCHAR",
     "integer": "BIGINT",
+    "text": "VARCHAR",
     "number": "DOUBLE",
     "boolean": "BOOLEAN",
     "date": "DATE",
@@ -33,7 +34,7 @@ _WIRE = {
 }
 _MADE_OF = {"_seen_at": ("received_at", "_headers"), "_deleted": ("_headers",)}
 """Record columns that are not stored with a record, and what they are made of."""
-_AS_IS = {"string", "integer", "number", "boolean", "date"}
+_AS_IS = {"string", "integer", "text", "number", "boolean", "date"}
 
 
 def decode_sql(schema: Schema | None, fields: Collection[str]) -> str:

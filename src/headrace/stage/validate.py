@@ -282,6 +282,8 @@ def _scalar(kind: Type) -> Any:  # noqa: ANN401
             return _limited(Literal[kind.choices] if kind.choices else str, kind.limits)
         case "integer":
             return _limited(int, _narrowed(kind.limits, _INT64))
+        case "text":
+            return _limited(int, _INT64) | str
         case "number":
             return _limited(float, kind.limits)
         case "boolean":
