@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,9 @@ from headrace.model.schema import Field, Schema, Type
 from headrace.model.source import Page, PulledRecord
 from headrace.pull.puller import read_state, state_key
 from headrace.pull.run import run_pull
+from headrace.sources.http import Network
+
+opened = partial(open_source, network=Network(ManualClock()))
 
 TOPIC = Topic("t", 1, Schema("T", (Field("n", "n", Type("integer")),)))
 
@@ -257,7 +261,7 @@ def test_a_replay_goes_into_the_log(tmp_path):
     path.write_text("".join(f'{{"n":{n}}}\n' for n in range(100)))
     plan = Plan("p", topics=(TOPIC,), sources=(Source("r", "replay", "t", {"path": str(path)}),))
     log = MemoryLog()
-    (report,) = run_pull(plan, log, ManualClock(), threading.Event(), open_source)
+    (report,) = run_pull(plan, log, ManualClock(), threading.Event(), opened)
     assert numbers(log) == list(range(100))
     assert report.records_in_all == 100
 
@@ -274,12 +278,12 @@ def test_wrong_options_are_told_before_anything_is_pulled(tmp_path):
             log,
             ManualClock(),
             threading.Event(),
-            open_source,
+            opened,
         )
     assert log.state == {}
 
 
 def test_an_unknown_kind_is_told_with_a_suggestion():
     with pytest.raises(Invalid, match="no source of kind") as refused:
-        open_source(Source("s", "repaly", "t", {}), ManualClock())
+        opened(Source("s", "repaly", "t", {}), ManualClock())
     assert refused.value.hint == "did you mean replay?"

@@ -15,11 +15,12 @@ from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
 from headrace.model.options import read_options
 from headrace.model.source import Source
+from headrace.sources.http import Network
 
 SOURCES: dict[str, str] = {
     "replay": "headrace.sources.replay:Replay",
 }
-"""Kind → `module:class`. The class has `Options` and takes (options, clock)."""
+"""Kind → `module:class`. The class has `Options` and takes (options, clock, network)."""
 
 
 def source_class(kind: str) -> Any:  # noqa: ANN401 - a class that fits `Source`, loaded by name
@@ -33,9 +34,12 @@ def source_class(kind: str) -> Any:  # noqa: ANN401 - a class that fits `Source`
     return getattr(importlib.import_module(module), name)
 
 
-def open_source(declared: plans.Source, clock: Clock) -> Source:
-    """Return a source as it is declared; `Invalid` if its kind or options cannot be used."""
+def open_source(declared: plans.Source, clock: Clock, network: Network) -> Source:
+    """Return a source as it is declared; `Invalid` if its kind or options cannot be used.
+
+    `network` is what all sources of the process share, so that no service is asked by two at once.
+    """
     kind = source_class(declared.kind)
     options = read_options(kind.Options, declared.options, f'source "{declared.name}"')
-    source: Source = kind(options, clock)
+    source: Source = kind(options, clock, network)
     return source

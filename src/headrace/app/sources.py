@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from headrace.app.registry import open_source
@@ -11,6 +13,7 @@ from headrace.model.errors import Invalid
 from headrace.model.role import Role
 from headrace.pull.puller import SourceReport
 from headrace.pull.run import run_pull
+from headrace.sources.http import Network
 
 STATUS_FILE = "pull.json"
 
@@ -27,9 +30,10 @@ def run_role(role: Role) -> None:
         reports[report.name] = report
         replace(role.layout.run / STATUS_FILE, msgspec.json.encode(list(reports.values())))
 
+    opened = partial(open_source, network=Network(role.clock))
     role.ready()
     try:
-        ended = run_pull(role.plan, log, role.clock, role.stop, open_source, keep)
+        ended = run_pull(role.plan, log, role.clock, role.stop, opened, keep)
     finally:
         log.close()
     failed = [r for r in ended if r.error]

@@ -116,7 +116,12 @@ class Replay:
 
     Options = ReplayOptions
 
-    def __init__(self, options: ReplayOptions, clock: Clock) -> None:
+    def __init__(
+        self,
+        options: ReplayOptions,
+        clock: Clock,
+        network: object = None,  # noqa: ARG002 - every kind is made alike; files need none
+    ) -> None:
         self._options = options
         self._clock = clock
         self._closed = threading.Event()
@@ -225,7 +230,12 @@ class Replay:
 class _Pace:
     """When each record is due, from the first one on; a slow reader catches up."""
 
-    def __init__(self, options: ReplayOptions, clock: Clock) -> None:
+    def __init__(
+        self,
+        options: ReplayOptions,
+        clock: Clock,
+        network: object = None,  # noqa: ARG002 - every kind is made alike; files need none
+    ) -> None:
         self._options = options
         self._clock = clock
         self._due_s = 0.0
