@@ -61,7 +61,9 @@ class Process:
         tables = DeltaTables(folder, clock)
         self._runner = LocalRunner(self._log, tables, clock)
         self._engine = Engine()
-        self._owner = recover(self._plan, self._log, tables, self._runner, clock, self._engine)
+        self._owner = recover(
+            self._plan, self._log, tables, self._runner, clock, self._engine, folder / "keys"
+        )
         self._keeper = Housekeeper(self._owner, nullcontext)
         self._clock = clock
         self._epochs = 0

@@ -77,7 +77,7 @@ class Headrace:
         engine = Engine(threads=THREADS)
         progress = Progress()
         with closing(runner), closing(engine):
-            owner = recover(plan, self._log, tables, runner, clock, engine)
+            owner = recover(plan, self._log, tables, runner, clock, engine, root / "keys")
             loop = Loop(owner, threading.Event(), progress, drain=lambda: True)
             figures = timed(loop.run)
             counted = tables.read(tables.snapshot("views/by_type")).column("n")

@@ -95,7 +95,7 @@ def main() -> None:
     tables = DeltaTables(data, clock)
     engine = Engine(threads=1)
     runner = LocalRunner(log, tables, clock, threads=1)
-    owner = recover(plan, log, tables, runner, clock, engine, lambda: repair(tables))
+    owner = recover(plan, log, tables, runner, clock, engine, data / "run" / "keys", lambda: repair(tables))
     fed = threading.Event()
 
     def feed() -> None:

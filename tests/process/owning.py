@@ -102,6 +102,7 @@ class Place:
             self._runner,
             self.clock,
             self._engine,
+            self._root / "run" / "keys",
             lambda: repair(self.tables),
         )
         return self.owner

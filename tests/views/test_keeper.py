@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 import pyarrow as pa
@@ -17,6 +18,7 @@ from headrace.model.clock import ManualClock
 from headrace.model.errors import Fenced, Invalid
 from headrace.model.plan import Column, Plan, Table, TableInput, Topic, Window
 from headrace.process import view_store, views
+from headrace.process.keyed import KeyedTables
 from headrace.process.views import IDLE_US, ViewKeeper
 from headrace.stage.engine import Engine
 from headrace.stage.fold import partials_of
@@ -74,7 +76,8 @@ class Owner:
         self.begin()
 
     def begin(self):
-        self.keeper = ViewKeeper(self.plan, self.tables, self.clock, ENGINE, self.changes)
+        keyed = KeyedTables(self.plan, self.tables, self.clock, ENGINE, Path(self.root) / "keys")
+        self.keeper = ViewKeeper(self.plan, self.tables, self.clock, ENGINE, keyed, self.changes)
         self.keeper.recover()
         self.keeper.publish(self.clock.now_us())
 
@@ -341,7 +344,8 @@ def test_windows_pass_with_what_was_seen_otherwise(tmp_path):
     events.commit([tables.stage("tables/events", pa.Table.from_arrays(arrays, schema=schema))])
     table = Table("events", (TableInput("events", "", ()),), columns)
     whole = Plan("demo", topics=(Topic("events", 1),), tables=(table,), views=(view,))
-    keeper = ViewKeeper(whole, tables, ManualClock(), ENGINE)
+    keyed = KeyedTables(whole, tables, ManualClock(), ENGINE, tmp_path / "keys")
+    keeper = ViewKeeper(whole, tables, ManualClock(), ENGINE, keyed)
     keeper.recover()
     keeper.publish(0)
     public = tables.read(tables.snapshot("views/v")).sort_by("window_start")

@@ -45,7 +45,7 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
         # 2
         engine = Engine()
         with closing(LocalRunner(log, tables, clock)) as runner:
-            owner = recover(plan, log, tables, runner, clock, engine)
+            owner = recover(plan, log, tables, runner, clock, engine, layout.keys)
             Loop(owner, threading.Event(), Progress(), drain=lambda: True).run()
         # 3
         for topic in log.describe().values():

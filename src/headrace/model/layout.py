@@ -33,6 +33,11 @@ class Layout:
         return self.root / "run"
 
     @property
+    def keys(self) -> Path:
+        """Indexes of what each key of the keyed tables holds: made again if they are gone."""
+        return self.run / "keys"
+
+    @property
     def plan(self) -> Path:
         """The compiled plan that the roles run, JSON."""
         return self.run / "plan.json"

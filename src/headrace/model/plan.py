@@ -29,8 +29,8 @@ RECORD_COLUMNS = (*SYSTEM_COLUMNS, KEY_COLUMN, "_headers", "_value", "_seen_at",
 record saw it (`source.SEEN_AT_HEADER`), else received_at; `_deleted` BOOLEAN is whether the record
 says that its key is gone (`source.DELETED_HEADER`)."""
 
-WEIGHT = "_weight"
-"""Column of a changelog, INTEGER: see `Keyed`."""
+WEIGHT, CHANGED_IN = "_weight", "_epoch"
+"""Columns of a changelog, INTEGER and BIGINT: see `Keyed`."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -84,11 +84,12 @@ class Keyed(msgspec.Struct, frozen=True):
     that an older row that comes later does not bring the key back.
 
     A keyed table is stored twice. Its changelog `changes/<name>` is what epochs append to, with the
-    net change of each key: `made` columns and `WEIGHT`, which is +1 for a row that now holds, -1
-    for one that no longer does, 0 for a deletion. A row of weight -1 has the key, the version and
-    event_id, and at least the columns that the views of the plan read; its other columns may be
-    NULL. The table `tables/<name>`, one row a key, is made from the changelog and names its
-    version.
+    net change of each key: `made` columns; `WEIGHT`, which is +1 for a row that now holds, -1 for
+    one that no longer does, 0 for a deletion; and `CHANGED_IN`, the epoch, so that of all rows of a
+    key the one of weight 0 or +1 with the greatest epoch is what holds. A row of weight -1 has the
+    key, the version and event_id, and at least the columns that the views of the plan read; its
+    other columns may be NULL. The table `tables/<name>`, one row a key, is made from the changelog
+    and names its version.
     """
 
     key: tuple[str, ...]
@@ -123,7 +124,9 @@ class Table(msgspec.Struct, frozen=True):
     @property
     def log_columns(self) -> tuple[Column, ...]:
         """Columns of what epochs append to: the table itself, or its changelog."""
-        return (*self.made, Column(WEIGHT, "INTEGER")) if self.keyed else self.columns
+        if self.keyed is None:
+            return self.columns
+        return (*self.made, Column(WEIGHT, "INTEGER"), Column(CHANGED_IN, "BIGINT"))
 
     @property
     def storage(self) -> str:

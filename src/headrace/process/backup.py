@@ -20,7 +20,7 @@ from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.process.gate import Gate
 
-TABLE_FOLDERS = ("system", "tables", "views", "state")
+TABLE_FOLDERS = ("system", "changes", "tables", "views", "state")
 COMPLETE = "backup-complete"
 """File that a backup gets last: without it the folder is not a backup."""
 

@@ -24,10 +24,12 @@ def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
     """Run one epoch over `ranges` and make it visible; return its ledger row.
 
     1. The ranges were chosen from the ledger's last row.
-    2. Run the stage: every file is staged and durable, nothing is visible.
+    2. Run the stage, and find what rows of keyed tables change: every file is staged and durable,
+       nothing is visible.
     3. Append ledger row n, accepted only over n−1: from here the epoch *has* happened.
     4. Commit each table that has files, dead letters and known ids among them.
-    5. Fold the partials into the views and publish those that are due.
+    5. Remember what keyed tables hold now, fold the partials into the views, and publish the tables
+       and views that are due.
     6. The caller may now trim the log up to the row's offsets.
 
     `Fenced`: another owner has taken over. `Unavailable`: nothing happened, the staged files are
@@ -51,6 +53,7 @@ def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
     )
     # 2
     outcome = _run(owner, epoch)
+    owner.keyed.apply(outcome, epoch.number)
     failpoint("commit.2")
     with owner.lock:
         # 3
@@ -61,6 +64,7 @@ def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
         make_visible(owner, row)
         failpoint("commit.5")
         # 5
+        owner.keyed.committed(owner.opened, row.epoch)
         owner.views.add(outcome.partials, _versions(owner), row.epoch)
         if outcome.known_ids is not None:
             owner.ids.add(outcome.known_ids)
@@ -174,5 +178,5 @@ def make_visible(owner: Owner, row: LedgerRow) -> list[str]:
 
 
 def _versions(owner: Owner) -> dict[str, int]:
-    names = {view.table for view in owner.plan.views}
-    return {name: owner.table(f"tables/{name}").snapshot.version for name in names}
+    tables = {view.table: owner.plan.table(view.table) for view in owner.plan.views}
+    return {name: owner.table(t.storage).snapshot.version for name, t in tables.items()}

@@ -72,6 +72,7 @@ class Housekeeper:
             with suppress(Unavailable):
                 self.trim()
             with self._owner.lock:
+                self._owner.keyed.maintain(self._owner.opened)
                 self._owner.views.maintain()
         if now_s >= self._next_retention_s:
             self._next_retention_s = now_s + self._options.retain_every_s
@@ -119,8 +120,8 @@ class Housekeeper:
             version = table.snapshot.version
             table.checkpoint(self._options.keep_commits_s)
             keep = version
-            if name.startswith("tables/"):
-                slowest = self._owner.views.slowest_version(name.removeprefix("tables/"))
+            if name.startswith(("tables/", "changes/")):
+                slowest = self._owner.views.slowest_version(name.partition("/")[2])
                 keep = min(version, slowest if slowest is not None else version)
             table.clean(self._staged_before_us() - ORPHAN_AGE_US, keep)
         self._checkpointed[name] = version

@@ -16,6 +16,7 @@ from headrace.model.log import Log
 from headrace.model.plan import Plan
 from headrace.model.runner import Runner
 from headrace.model.tables import Table, Tables
+from headrace.process.keyed import KeyedTables
 from headrace.process.ledger import Ledger
 from headrace.process.views import ViewKeeper
 from headrace.stage.duplicates import IdIndex
@@ -31,6 +32,7 @@ class Owner:
     runner: Runner
     clock: Clock
     ledger: Ledger
+    keyed: KeyedTables
     views: ViewKeeper
     ids: IdIndex
     opened: dict[str, Table] = field(default_factory=dict)
@@ -54,3 +56,7 @@ class Owner:
     def epoch_of(self, name: str) -> int:
         """Return the newest epoch that a table contains; 0 if none."""
         return self.table(name).snapshot.txns.get(self.epoch_txn(name), 0)
+
+    def close(self) -> None:
+        """Release the files that it holds open."""
+        self.keyed.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 import pyarrow as pa
@@ -29,6 +30,7 @@ from headrace.model.plan import (
 from headrace.model.runner import Runner
 from headrace.model.tables import Tables
 from headrace.process.commit import make_visible
+from headrace.process.keyed import KeyedTables
 from headrace.process.ledger import Ledger, LedgerRow, last_row
 from headrace.process.owner import Owner
 from headrace.process.ranges import check_log
@@ -46,21 +48,25 @@ def recover(
     runner: Runner,
     clock: Clock,
     engine: Engine,
+    keys: Path,
     repair: Callable[[], object] = tuple,
 ) -> Owner:
     """Return the owner of a pipeline, everything that had happened made visible.
+
+    `keys` is the folder of the indexes of keyed tables' old rows, a cache.
 
     1. Repair what a power cut left at the end of a table (`repair`).
     2. Roll the ledger's last row forward; for a table that was cut back, every row it now lacks.
     3. Check the plan against the tables that exist; make missing tables, add new columns.
     4. Check that the log is the one that the ledger's offsets are of.
-    5. Load known ids and views.
+    5. Load known ids, keyed tables and views.
 
     `Invalid`: the plan cannot go on with these tables; nothing but 1 and 2 was done.
     """
     # 1
     repair()
     ledger = Ledger(tables, plan.name, clock)
+    keyed = KeyedTables(plan, tables, clock, engine, keys)
     owner = Owner(
         plan=plan,
         log=log,
@@ -68,7 +74,8 @@ def recover(
         runner=runner,
         clock=clock,
         ledger=ledger,
-        views=ViewKeeper(plan, tables, clock, engine),
+        keyed=keyed,
+        views=ViewKeeper(plan, tables, clock, engine, keyed),
         ids=IdIndex(),
     )
     # 2
@@ -84,6 +91,7 @@ def recover(
     owner.ids.add(tables.read(snapshot).cast(KNOWN_ID_SCHEMA))
     if ledger.last:
         owner.views.set_clocks(ledger.last.clocks)
+    owner.keyed.recover(owner.opened)
     owner.views.recover()
     owner.views.publish(clock.now_us())
     return owner
@@ -182,7 +190,7 @@ def adopt_plan(owner: Owner, engine: Engine) -> None:
     """
     epochs = owner.ledger.last.table_epochs if owner.ledger.last else {}
     check_plan(owner.plan, stored_columns(owner.tables, engine))
-    wanted = {f"tables/{t.name}": engine.arrow_schema(t.columns) for t in owner.plan.tables}
+    wanted = {t.storage: engine.arrow_schema(t.log_columns) for t in owner.plan.tables}
     for name, schema in (wanted | _SYSTEM).items():
         table = owner.opened.get(name) or owner.tables.open(name)
         if table is None and name in _SYSTEM and name in epochs:

@@ -46,8 +46,12 @@ def run_role(role: Role) -> None:
                 status.write(layout.run, status.status_of(progress, last, clock, state), progress)
 
         def begin() -> Owner:
+            for before in current:
+                before.close()
             current.clear()
-            owner = recover(plan, log, tables, runner, clock, engine, lambda: repair(tables))
+            owner = recover(
+                plan, log, tables, runner, clock, engine, layout.keys, lambda: repair(tables)
+            )
             current[:] = [owner]
             say("running")
             role.ready()
@@ -68,6 +72,8 @@ def run_role(role: Role) -> None:
             done.set()
             reporter.join()
             say("stopped")
+            for owner in current:
+                owner.close()
             runner.close()
             log.close()
 

@@ -22,9 +22,12 @@ import pyarrow.compute as pc
 from headrace.define.view_sql import WATERMARK_PASSED, WINDOW_END
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, Invalid
-from headrace.model.plan import Plan, View
+from headrace.model.plan import WEIGHT, Plan, View
 from headrace.model.tables import DataFile, Snapshot, Tables
+from headrace.process.keyed import KeyedTables
+from headrace.process.keyed_table import KeyedTable
 from headrace.process.view_store import Contained, ViewStore
+from headrace.stage.apply import partials_of_changes
 from headrace.stage.engine import Engine, SqlError
 from headrace.stage.fold import ViewState, partials_of
 
@@ -59,8 +62,12 @@ class MaintainedView:
         engine: Engine,
         pipeline: str,
         changes: Changes | None,
+        keyed: KeyedTable | None,
     ) -> None:
+        """`keyed` is the table that the view reads, published, if it is a keyed one."""
         self.view = view
+        self._keyed = keyed
+        self._source = keyed.spec.storage if keyed else f"tables/{view.table}"
         self.store = ViewStore(view, tables, clock, engine, pipeline)
         self._tables = tables
         self._clock = clock
@@ -94,7 +101,7 @@ class MaintainedView:
 
     def load(self) -> None:
         """Load the stored state and find what the table has beyond it; else start over."""
-        table = self._tables.open(f"tables/{self.view.table}")
+        table = self._tables.open(self._source)
         if table is None:
             raise Corrupt(f"The table {self.view.table} of view {self.view.name} is missing")
         snapshot = table.snapshot
@@ -116,7 +123,7 @@ class MaintainedView:
 
     def rebuild(self) -> None:
         """Start over from the table's newest version, and fold all of it."""
-        snapshot = self._tables.snapshot(f"tables/{self.view.table}")
+        snapshot = self._tables.snapshot(self._source)
         if snapshot is None:
             raise Corrupt(f"The table {self.view.table} of view {self.view.name} is missing")
         self._start_over(snapshot)
@@ -124,7 +131,11 @@ class MaintainedView:
 
     def _start_over(self, snapshot: Snapshot) -> None:
         self._state = ViewState(self.view, self._engine)
-        self._backlog = deque(snapshot.files)
+        self._backlog = deque(() if self._keyed else snapshot.files)
+        if self._keyed:
+            # Old rows in a changelog have the columns that views read then, perhaps not this one's.
+            for file in self._keyed.snapshot.files:
+                self._fold_file(self._keyed.snapshot, file)
         self._base = snapshot
         self._stored = None
         self._changed = True
@@ -138,23 +149,28 @@ class MaintainedView:
         """Fold files of the backlog, at least one, until `seconds` have passed."""
         began_s = self._clock.monotonic_s()
         while self._backlog:
-            file = self._backlog[0]
             assert self._base is not None
-            fields = [self._base.schema.field(name) for name in self.view.reads]
-            narrow = msgspec.structs.replace(self._base, schema=pa.schema(fields))
-            rows = self._tables.read(narrow, [file])
-            try:
-                self._state.add(partials_of(self.view, rows, self._engine))
-            except SqlError as error:
-                raise Invalid(
-                    f"View {self.view.name} fails on rows that are in {self.view.table}: "
-                    f"{error.message}",
-                    hint="use TRY_CAST or a WHERE that leaves these rows out",
-                    code="view_failed",
-                ) from error
+            self._fold_file(self._base, self._backlog[0])
             self._backlog.popleft()
             if self._clock.monotonic_s() - began_s >= seconds:
                 return
+
+    def _fold_file(self, snapshot: Snapshot, file: DataFile) -> None:
+        """Take in the rows of a file of the table, or the changes in one of its changelog."""
+        names = [*self.view.reads, *([WEIGHT] if WEIGHT in snapshot.schema.names else [])]
+        fields = [snapshot.schema.field(name) for name in names]
+        narrow = msgspec.structs.replace(snapshot, schema=pa.schema(fields))
+        rows = self._tables.read(narrow, [file])
+        partials = partials_of_changes if WEIGHT in names else partials_of
+        try:
+            self._state.add(partials(self.view, rows, self._engine))
+        except SqlError as error:
+            raise Invalid(
+                f"View {self.view.name} fails on rows that are in {self.view.table}: "
+                f"{error.message}",
+                hint="use TRY_CAST or a WHERE that leaves these rows out",
+                code="view_failed",
+            ) from error
 
     def add(self, partials: Mapping[str, pa.Table] | None, version: int, epoch: int) -> None:
         """Take in an epoch's partials, None if there are none, and what is contained now."""
@@ -260,10 +276,12 @@ class ViewKeeper:
         tables: Tables,
         clock: Clock,
         engine: Engine,
+        keyed: KeyedTables,
         changes: Changes | None = None,
     ) -> None:
-        """`changes` takes the changed rows of views with a topic."""
+        """`changes` takes the changed rows of views with a topic; `keyed` is recovered first."""
         self._plan = plan
+        self._keyed = keyed
         self._clock = clock
         self._clocks: dict[str, int] = {}
         self._tables = tables
@@ -279,10 +297,18 @@ class ViewKeeper:
         plan = self._plan
         self._views = {
             view.name: MaintainedView(
-                view, self._tables, self._clock, self._engine, plan.name, self._changes
+                view,
+                self._tables,
+                self._clock,
+                self._engine,
+                plan.name,
+                self._changes,
+                self._keyed.table(view.table) if plan.table(view.table).keyed else None,
             )
             for view in plan.views
         }
+        # A view that starts over a keyed table begins with what is published of it.
+        self._keyed.publish(PUBLISH_SHARE, force=True)
         for maintained in self._views.values():
             maintained.load()
         for maintained in self._views.values():
@@ -312,6 +338,7 @@ class ViewKeeper:
         with T ∝ √c over all views, which makes the sum of the waits least. Cheap ones are published
         in each epoch.
         """
+        published = self._keyed.publish(PUBLISH_SHARE, force=force)
         writes: dict[MaintainedView, Callable[[], None]] = {}
         began_s = self._clock.monotonic_s()
         for maintained in self._views.values():
@@ -329,7 +356,7 @@ class ViewKeeper:
             for maintained in writes:
                 maintained.took(share_s)
                 self._space_out(maintained)
-        return len(writes)
+        return published + len(writes)
 
     def rebuild(self, view: str) -> None:
         """Make a view's state anew from its table, from which rows were taken."""
@@ -341,9 +368,13 @@ class ViewKeeper:
         return min((f + IDLE_US for f in flips if f is not None), default=None)
 
     def slowest_version(self, table: str) -> int | None:
-        """Return the oldest version of a table that a view still needs; None without views."""
+        """Return the oldest version of what epochs append to a table that is still needed.
+
+        None if nothing is made of it.
+        """
         needed = [v.needed_version for v in self._views.values() if v.view.table == table]
-        return min(needed, default=None)
+        keyed = self._keyed.slowest_version(table)
+        return min([*needed, *([] if keyed is None else [keyed])], default=None)
 
     def caught_up(self) -> bool:
         """Return whether no view has a backlog."""

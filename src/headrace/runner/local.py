@@ -51,17 +51,22 @@ class LocalRunner:
         """See `model.runner`.
 
         1. Read the ranges.
-        2. Make rows, and hand each table's to the writer.
+        2. Make rows, and hand each table's to the writer; those of keyed tables go to the caller.
         3. Make partials meanwhile; a table that loses a row by that is written again.
         4. Write dead letters and known ids, and wait for all files to be durable.
         """
         slices, ranges = self._read(epoch)  # 1
         stage = self._stage(epoch.plan)
         result = stage.make_rows(slices, known, epoch.started_at_us)  # 2
-        writes = {_file_name(t): self._write(_file_name(t), r) for t, r in result.rows.items()}
+        keyed = {t.name for t in epoch.plan.tables if t.keyed}
+        writes = {
+            _file_name(t): self._write(_file_name(t), r)
+            for t, r in result.rows.items()
+            if t not in keyed
+        }
         try:
             for table in list(result.rows):  # 3
-                if not stage.make_partials(result, slices, table):
+                if not stage.make_partials(result, slices, table) and table not in keyed:
                     # What the first write leaves is a file that no commit will name.
                     writes.pop(_file_name(table)).result()
                     if table in result.rows:
@@ -80,6 +85,7 @@ class LocalRunner:
             topics=result.topics,
             tables=result.tables,
             ranges=ranges,
+            keyed=result.keyed,
         )
 
     def close(self) -> None:

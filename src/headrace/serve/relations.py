@@ -209,7 +209,9 @@ class Catalog:
         held = {c.name for c in columns}
         order = ("received_at", "_topic", "_partition", "_offset")
         key = tuple(c for c in order if c in held) or tuple(c.name for c in columns)
-        return Relation(name, storage, storage, topics, columns, key, snapshot)
+        if table.keyed and set(table.keyed.key) <= held:
+            key = table.keyed.key
+        return Relation(name, storage, table.storage, topics, columns, key, snapshot)
 
     def _view(self, name: str, snapshot: Snapshot | None) -> Relation:
         view = self._views[name]
@@ -219,7 +221,8 @@ class Catalog:
         # What a view's own table holds beyond the plan's columns is of an older build of it.
         columns = view.columns
         key = view.key or tuple(c.name for c in columns)
-        return Relation(name, storage, f"tables/{view.table}", topics, columns, key, snapshot)
+        source = table.storage if table else f"tables/{view.table}"
+        return Relation(name, storage, source, topics, columns, key, snapshot)
 
     def _dead_letters(self, snapshot: Snapshot | None) -> Relation:
         columns = with_stored(columns_of(DEAD_LETTER_SCHEMA), snapshot)

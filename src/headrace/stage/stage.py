@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.define.types import quoted, record_columns
 from headrace.model.plan import RECORD_COLUMNS, Plan, Table, TableInput, Topic
@@ -58,6 +59,8 @@ class StageResult:
     clocks: dict[str, int] = field(default_factory=dict)
     topics: dict[str, TopicCount] = field(default_factory=dict)
     tables: dict[str, TableCount] = field(default_factory=dict)
+    keyed: dict[str, pa.Table] = field(default_factory=dict)
+    """Rows of keyed tables, once their partials were tried."""
 
 
 class Stage:
@@ -71,7 +74,8 @@ class Stage:
         self._plan = plan
         self._engine = engine
         self._topics = {t.name: _Topic(t, plan, engine) for t in plan.topics}
-        self._schemas = {t.name: engine.arrow_schema(t.columns) for t in plan.tables}
+        self._schemas = {t.name: engine.arrow_schema(t.made) for t in plan.tables}
+        self._keyed = {t.name: t.keyed for t in plan.tables if t.keyed}
         self._horizon_us = round(plan.options.horizon_s * 1_000_000)
 
     def run(self, slices: Sequence[Slice], known: KnownIds, started_at_us: int) -> StageResult:
@@ -104,7 +108,8 @@ class Stage:
         """Put the partials of a table's views into the result; return whether its rows stayed.
 
         A row whose partial cannot be computed is no row: its record becomes a dead letter of the
-        table, and rows, counts and all partials are made without it.
+        table, and rows, counts and all partials are made without it. The partials of a keyed
+        table are made later, of what its rows change; here they are only tried.
         """
         rows, stayed = result.rows.pop(table), True
         while True:
@@ -117,7 +122,9 @@ class Stage:
             left = np.ones(rows.num_rows, np.bool_)
             left[at] = False
             rows = rows.filter(pa.array(left))
-        if rows.num_rows:
+        if rows.num_rows and table in self._keyed:
+            result.keyed[table] = rows
+        elif rows.num_rows:
             result.rows[table] = rows
             result.partials |= partials
         return stayed
@@ -190,15 +197,26 @@ class Stage:
         """
         partials: Partials = {}
         errors: dict[int, SqlError] = {}
+        places = self._places_of_living(table, rows)
+        if len(places) < rows.num_rows:
+            rows = rows.take(pa.array(places))
         for view in self._plan.views_of(table):
             read = rows.select(view.reads) if view.reads else rows
             partials[view.name] = {}
             for part in view.parts:
                 pieces, failed = bisect(self._query(part.partial_sql, ROWS), read)
-                errors |= dict(failed)
+                errors |= {int(places[i]): error for i, error in failed}
                 if pieces:
                     partials[view.name][part.name] = pa.concat_tables(pieces)
         return partials, errors
+
+    def _places_of_living(self, table: str, rows: pa.Table) -> npt.NDArray[np.int64]:
+        """Return the positions of the rows that views count: all but deletions."""
+        keyed = self._keyed.get(table)
+        if keyed is None or keyed.deleted is None:
+            return np.arange(rows.num_rows)
+        deleted = pc.fill_null(rows.column(keyed.deleted), fill_value=False)
+        return np.flatnonzero(~deleted.to_numpy())
 
     def _fail(
         self,
@@ -239,7 +257,7 @@ class _Topic:
                     used.update(one.fields)
                     columns = [c for c in order if c in one.fields]
                     sql = _row_sql(table, one)
-                    row_sql = RowSql(engine, topic.name, one.sql, sql, table.columns)
+                    row_sql = RowSql(engine, topic.name, one.sql, sql, table.made)
                     self.inputs.append((table.name, columns, row_sql))
         self.columns = stored_columns(used)
         if used - set(RECORD_COLUMNS):
@@ -270,5 +288,5 @@ def _without(n: int, positions: Iterable[int]) -> Flags:
 
 def _row_sql(table: Table, one: TableInput) -> str:
     """Return the row SQL with exactly the table's columns and types around it."""
-    columns = [f"CAST({quoted(c.name)} AS {c.type}) AS {quoted(c.name)}" for c in table.columns]
+    columns = [f"CAST({quoted(c.name)} AS {c.type}) AS {quoted(c.name)}" for c in table.made]
     return f"SELECT {', '.join(columns)} FROM ({one.sql}) AS made"

@@ -71,8 +71,9 @@ class PipelineKit:
         runner = LocalRunner(self._log, self._tables, self.clock, threads=1)
         self._open.enter_context(contextlib.closing(runner))
         self._owner: Owner = recover(
-            plan, self._log, self._tables, runner, self.clock, self._engine
+            plan, self._log, self._tables, runner, self.clock, self._engine, layout.keys
         )
+        self._open.callback(self._owner.close)
         self._doors = {
             t.name: Door(Source("kit", "kit", t.name, {}), t, self.clock) for t in plan.topics
         }

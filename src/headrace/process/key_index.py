@@ -1,0 +1,121 @@
+"""The index of old rows: what each key of a keyed table holds now, on local disk.
+
+A cache of the changelog, which says which of its versions it contains. It is written after the
+changelog's commit: behind it, the commits since are applied; ahead of it, of another table or of
+other columns, damaged or gone, it is made again from the changelog. SQLite keeps it whole through a
+power cut, if perhaps at an older version, which is then behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import apsw
+import pyarrow as pa
+
+from headrace.model.errors import Unavailable
+from headrace.stage.apply import ENTRIES
+
+_CACHE_KB = 64 << 10
+_CHECKPOINT_PAGES = 16_384
+"""Pages of 4 KiB that the write-ahead log may grow to before it goes into the file: 64 MiB."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, live INTEGER, row TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS contained (of TEXT, version INTEGER);
+"""
+
+
+class KeyIndex:
+    """The entries of one keyed table. Used from one thread.
+
+    `of` names what the entries are of: the changelog's id and the columns that are kept. Entries of
+    anything else are dropped.
+    """
+
+    def __init__(self, path: Path, of: str) -> None:
+        self._path = path
+        self._of = of
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._db = self._opened()
+        except apsw.Error:
+            self._remove()
+            self._db = self._opened()
+
+    @property
+    def version(self) -> int | None:
+        """Return the changelog's version that the entries are of; None if there are none."""
+        found = list(self._db.execute("SELECT of, version FROM contained"))
+        return int(found[0][1]) if found and found[0][0] == self._of else None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._db.close()
+        self._remove()
+        self._db = self._opened()
+
+    def find(self, keys: Sequence[str]) -> pa.Table:
+        """Return the entries of some keys, those that there are, as `ENTRIES`."""
+        rows: list[tuple[str, int, str]] = []
+        if keys:
+            # The join's order is said outright: SQLite would rather read the whole index.
+            sql = (
+                "SELECT key, live, row FROM carray(?) AS wanted "
+                "CROSS JOIN entries WHERE entries.key = wanted.value"
+            )
+            with _as_unavailable(self._path):
+                rows = list(self._db.execute(sql, (apsw.carray(tuple(keys)),)))
+        columns = zip(*rows, strict=True) if rows else ([], [], [])
+        key, live, row = (list(column) for column in columns)
+        arrays = [pa.array(key, pa.string()), pa.array(map(bool, live), pa.bool_())]
+        return pa.Table.from_arrays([*arrays, pa.array(row, pa.string())], schema=ENTRIES)
+
+    def put(self, entries: pa.Table, version: int) -> None:
+        """Take in entries, of schema `ENTRIES`; the index contains `version` from now on."""
+        columns = [entries.column(name).to_pylist() for name in ENTRIES.names]
+        with _as_unavailable(self._path), self._db:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", zip(*columns, strict=True)
+            )
+            self._db.execute("DELETE FROM contained")
+            self._db.execute("INSERT INTO contained VALUES (?, ?)", (self._of, version))
+
+    def count(self) -> int:
+        """Return how many keys there are, deleted ones among them."""
+        return int(next(iter(self._db.execute("SELECT count(*) FROM entries")))[0])
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def _opened(self) -> apsw.Connection:
+        db = apsw.Connection(str(self._path))
+        for statement in (
+            "PRAGMA journal_mode = WAL",
+            # A power cut may take the last transactions back, which are then behind the changelog.
+            "PRAGMA synchronous = NORMAL",
+            f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}",
+            f"PRAGMA cache_size = -{_CACHE_KB}",
+        ):
+            list(db.execute(statement))
+        db.execute(_TABLES)
+        return db
+
+    def _remove(self) -> None:
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _as_unavailable(path: Path) -> Iterator[None]:
+    """Tell an error of the disk as what it is; a damaged index is made again at the next start."""
+    try:
+        yield
+    except apsw.FullError as error:
+        raise Unavailable(f"No room for the index {path.name}", hint="Free some space.") from error
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        path.unlink(missing_ok=True)
+        raise Unavailable(f"The index {path.name} was damaged and is made again") from error
