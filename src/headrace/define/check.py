@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from headrace.define import pipeline as declared
 from headrace.define.binder import Binder, SqlFault, walk
 from headrace.define.duration import seconds
+from headrace.define.keyed import compile_keyed
 from headrace.define.load import load
 from headrace.define.paths import HOLE, check_overlaps, check_path
 from headrace.define.problem import Faults, Place, Problem, inside, nearest
@@ -230,7 +233,7 @@ class _Check:
         if topic.record is None or not topic.store or topic.name in self._broken:
             return
         sql = f"SELECT * FROM {quoted(topic.name)}"
-        self._table(declared.Table(topic.place, topic.name, {topic: sql}, None), rows)
+        self._table(declared.Table(topic.place, topic.name, {topic: sql}), rows)
 
     def _table(self, table: declared.Table, rows: RowCompiler) -> None:
         before = len(self._faults.problems)
@@ -248,10 +251,15 @@ class _Check:
         if len(self._faults.problems) > before or table.name in self._broken or not selects:
             self._broken.add(table.name)
             return
-        columns = table_columns(selects[0])
-        inputs = tuple(rows.input(select, columns) for select in selects)
-        made = plans.Table(table.name, inputs, columns, retention)
-        self._tables.setdefault(table.name, made)
+        made = plans.Table(table.name, (), table_columns(selects[0]), retention)
+        if table.key is not None or table.version is not None or table.deleted is not None:
+            keyed = compile_keyed(table, selects, self._topics, self._faults)
+            if keyed is None:
+                self._broken.add(table.name)
+                return
+            made = keyed
+        inputs = tuple(rows.input(select, made) for select in selects)
+        self._tables.setdefault(table.name, msgspec.structs.replace(made, inputs=inputs))
 
     def _selects(self, table: declared.Table, rows: RowCompiler) -> Iterator[RowSelect | None]:
         if isinstance(table.sql, str):
@@ -316,7 +324,10 @@ class _Check:
         if view.window is not None:
             with self._faults.collect(view.place):
                 window = compile_window(view.window)
+        if view.publish_to is not None:
+            self._change_topic(view.place, view.publish_to)
         tables = {name: table.columns for name, table in self._tables.items()}
+        keyed = {name for name, table in self._tables.items() if table.keyed}
         reads = self._relations(view.sql)
         unknown = sorted(r for r in reads if r not in tables)
         if reads & self._broken:
@@ -326,10 +337,26 @@ class _Check:
             self._unknown_table(view, unknown[0])
         elif len(self._faults.problems) == before:
             with self._faults.collect(inside(view.place, view.sql)):
-                made = compile_view(name=view.name, sql=view.sql, tables=tables, window=window)
+                made = compile_view(
+                    name=view.name, sql=view.sql, tables=tables, window=window, keyed=keyed
+                )
+                made = msgspec.structs.replace(made, topic=view.publish_to)
                 self._views.setdefault(view.name, made)
         if len(self._faults.problems) > before:
             self._broken.add(view.name)
+
+    def _change_topic(self, place: Place, name: object) -> None:
+        given = name.name if isinstance(name, declared.Topic) else name
+        if not isinstance(given, str) or not _TOPIC.fullmatch(given):
+            self._bad_name(place, "topic", given)
+        elif given.lower() in {t.name.lower() for t in self._pipeline.topics}:
+            self._faults.add(
+                place,
+                f"publish_to={given!r} is a topic that takes records from outside",
+                hint="A topic of changes comes with the view and takes nothing else: give it a "
+                f"name of its own, such as {given + '_query'!r}, and do not declare it.",
+                code="bad_change_topic",
+            )
 
     def _unknown_table(self, view: declared.View, name: str) -> None:
         hint = nearest(name, self._tables)
@@ -398,6 +425,8 @@ class _Check:
         elif self._kinds is not None:
             with self._faults.collect(source.place):
                 read_options(self._kinds[source.kind], source.options, f'source "{source.name}"')
-        if topic is None:
+        counts = self._topic_named(source.place, source.counts) if source.counts else None
+        if topic is None or (source.counts and counts is None):
             return None
-        return plans.Source(source.name, source.kind, topic.name, dict(source.options))
+        name = counts.name if counts else None
+        return plans.Source(source.name, source.kind, topic.name, dict(source.options), name)

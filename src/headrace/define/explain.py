@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from headrace.define.binder import Binder, Node, walk
-from headrace.model.plan import SYSTEM_COLUMNS, Options, Plan, Table, Topic, View
+from headrace.model.plan import SYSTEM_COLUMNS, Keyed, Options, Plan, Table, Topic, View
 
 _STATES = {
     "count": "a number",
@@ -43,6 +43,11 @@ _STATES = {
     ),
 }
 _DISTINCT = "every value with the number of its rows, so it is exact"
+_KEYED_STATES = {
+    **dict.fromkeys(("min", "max"), _DISTINCT),
+    **dict.fromkeys(("bool_and", "every", "bool_or"), "how many were true and how many false"),
+}
+"""What is kept where rows may be taken out again."""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -61,11 +66,13 @@ def kept(view: View) -> list[Kept]:
     binder = Binder()
     try:
         tree = binder.parse(view.sql)
+        keyed = view.parts[0].retract_sql is not None
         found = []
         for item in tree["select_list"]:
             name = item.get("alias") or item.get("column_names", [_sql(item, binder)])[-1]
             found += [
-                Kept(name, _sql(node, binder), _state(node)) for node in _aggregates(item, binder)
+                Kept(name, _sql(node, binder), _state(node, keyed=keyed))
+                for node in _aggregates(item, binder)
             ]
         return found
     finally:
@@ -83,7 +90,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     for topic in plan.topics:
         yield _topic(topic)
     for source in plan.sources:
-        yield f"source {source.name}: {source.kind} into {source.topic}"
+        counts = f", its own counts into {source.counts}" if source.counts else ""
+        yield f"source {source.name}: {source.kind} into {source.topic}{counts}"
     for route in plan.routes:
         headers = "with" if route.headers else "without"
         yield f"route {route.path}: one record of {route.topic}, {headers} its headers"
@@ -91,6 +99,9 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield from _table(table)
     for view in plan.views:
         yield from _view(view)
+    for name in plan.change_topics:
+        views = ", ".join(v.name for v in plan.views if v.topic == name)
+        yield f"change topic {name}: a record for each changed row of {views}"
     for query in plan.queries:
         names = ", ".join(p.name for p in query.parameters)
         yield f"query {query.path}({names}): reads {', '.join(query.reads)}"
@@ -113,12 +124,21 @@ def _topic(topic: Topic) -> str:
 
 def _table(table: Table) -> Iterator[str]:
     age = "all rows kept" if table.retention_s is None else f"rows kept {table.retention_s:g} s"
+    if table.keyed is not None:
+        age = _keyed(table.keyed)
     topics = ", ".join(i.topic for i in table.inputs)
     yield f"table {table.name}: from {topics}; {age}"
     columns = [f"{c.name} {c.type}" for c in table.columns if c.name not in SYSTEM_COLUMNS]
     yield f"  columns: {', '.join(columns)}"
     for source in table.inputs:
         yield f"  decodes of {source.topic}: {', '.join(source.fields)}"
+
+
+def _keyed(keyed: Keyed) -> str:
+    words = f"one row for each {', '.join(keyed.key)}, the one with the greatest {keyed.version}"
+    if keyed.version is None:
+        words = f"one row for each {', '.join(keyed.key)}, the one that came last"
+    return f"{words}; taken out where {keyed.deleted}" if keyed.deleted else words
 
 
 def _view(view: View) -> Iterator[str]:
@@ -159,8 +179,10 @@ def _aggregates(item: Node, binder: Binder) -> Iterator[Node]:
             yield node
 
 
-def _state(node: Node) -> str:
+def _state(node: Node, *, keyed: bool) -> str:
     name = node["function_name"].lower().removesuffix("_star")
+    if keyed and name in _KEYED_STATES:
+        return _KEYED_STATES[name]
     if node.get("distinct") and name not in {"min", "max"}:
         return _DISTINCT
     return _STATES.get(name, "its own state")

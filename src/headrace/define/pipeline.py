@@ -52,7 +52,10 @@ class Table:
     place: Place
     name: str
     sql: str | Mapping[Topic | str, str]
-    retention: Length | None
+    retention: Length | None = None
+    key: tuple[str, ...] | None = None
+    version: str | None = None
+    deleted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class View:
     name: str
     sql: str
     window: Windows | None
+    publish_to: str | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Source:
     name: str
     kind: str
     topic: Topic | str
+    counts: Topic | str | None
     options: Mapping[str, Scalar | None]
 
 
@@ -171,21 +176,39 @@ class Pipeline:
         name: str,
         sql: str | Mapping[Topic | str, str],
         *,
+        key: str | Sequence[str] | None = None,
+        version: str | None = None,
+        deleted: str | None = None,
         retention: Length | None = None,
     ) -> None:
         """Declare a table: one SELECT over a topic, or one a topic, that works row by row.
 
         `retention`: how long rows are kept, by received_at; None keeps all.
+
+        With `key`, a column or several, the table holds one row a key: the one with the greatest
+        `version`, a column too, or without it the one that came last. `deleted` names a BOOLEAN
+        column that every SELECT makes: a row in which it is true takes its key out of the table,
+        which does not have that column itself.
         """
         declared = sql if isinstance(sql, str) else dict(sql)
-        self.tables.append(Table(here(), name, declared, retention))
+        columns = (key,) if isinstance(key, str) else None if key is None else tuple(key)
+        self.tables.append(Table(here(), name, declared, retention, columns, version, deleted))
 
-    def view(self, name: str, sql: str, *, window: Windows | None = None) -> None:
+    def view(
+        self,
+        name: str,
+        sql: str,
+        *,
+        window: Windows | None = None,
+        publish_to: str | None = None,
+    ) -> None:
         """Declare a view: one SELECT with aggregates over a table, kept up to date.
 
-        `window` counts by windows of time: see `tumbling` and `hopping`.
+        `window` counts by windows of time: see `tumbling` and `hopping`. `publish_to` names a topic
+        that gets a record for each row that changed; the topic comes with the view, and several
+        views may share one.
         """
-        self.views.append(View(here(), name, sql, window))
+        self.views.append(View(here(), name, sql, window, publish_to))
 
     def query(
         self,
@@ -202,9 +225,20 @@ class Pipeline:
         """
         self.queries.append(Query(here(), path, sql, dict(params or {})))
 
-    def source(self, name: str, *, kind: str, topic: Topic | str, **options: Scalar | None) -> None:
-        """Declare something that pulls records into a topic; `options` are those of its kind."""
-        self.sources.append(Source(here(), name, kind, topic, options))
+    def source(
+        self,
+        name: str,
+        *,
+        kind: str,
+        topic: Topic | str,
+        counts: Topic | str | None = None,
+        **options: Scalar | None,
+    ) -> None:
+        """Declare something that pulls records into a topic; `options` are those of its kind.
+
+        `counts` is the topic that gets the service's own count after each complete sweep.
+        """
+        self.sources.append(Source(here(), name, kind, topic, counts, options))
 
 
 def param(

@@ -16,7 +16,7 @@ from headrace.define.binder import Binder, Node, SqlFault, is_session_word, posi
 from headrace.define.problem import nearest
 from headrace.define.types import needs_cast, quoted, record_columns, stored_type
 from headrace.model.errors import Internal, Invalid
-from headrace.model.plan import RECORD_COLUMNS, SYSTEM_COLUMNS, Column, TableInput, Topic
+from headrace.model.plan import RECORD_COLUMNS, SYSTEM_COLUMNS, Column, Table, TableInput, Topic
 
 Report = Callable[[SqlFault], None]
 """Takes one fault of the SQL; checking goes on."""
@@ -149,33 +149,58 @@ class RowCompiler:
             elif is_session_word(node) and node["column_names"][0].lower() not in known:
                 yield _volatile(node["column_names"][0], node)
 
-    def input(self, select: RowSelect, columns: Sequence[Column]) -> TableInput:
-        """Return a table's input that yields exactly `columns`, in that order."""
+    def input(self, select: RowSelect, table: Table) -> TableInput:
+        """Return a table's input that yields exactly the columns that it makes, in that order.
+
+        A record without a key fails there, and no other with it.
+        """
+        columns, keyed = table.made, table.keyed
         kinds = dict(select.outputs)
         alias = select.tree["from_table"].get("alias", select.topic)
-        missing = [name for name in SYSTEM_COLUMNS if name not in kinds]
-        inner = self._binder.text(
-            {
-                **select.tree,
-                "select_list": select.tree["select_list"]
-                + [_column(name, relation=alias) for name in missing],
-            }
-        )
+        missing = [c.name for c in columns if c.name not in kinds]
+        items = [*select.tree["select_list"], *(_column(name, relation=alias) for name in missing)]
+        order = [*kinds, *missing]
+        if keyed:
+            items = [
+                self._never_null(item, name) if name in keyed.key else item
+                for item, name in zip(items, order, strict=True)
+            ]
+        if keyed and keyed.deleted and not self._is_read(keyed.deleted, select):
+            # Last, where the table has it: SQL without another SELECT around it is quicker to
+            # search for the records that it fails on.
+            at = order.index(keyed.deleted)
+            items.append(items.pop(at))
+            order.append(order.pop(at))
+        inner = self._binder.text({**select.tree, "select_list": items})
         casts = {name for name, kind in select.outputs if needs_cast(kind)}
-        order = [name for name, _ in select.outputs] + missing
         sql = inner
         if casts or order != [c.name for c in columns]:
-            items = ", ".join(
+            outer = ", ".join(
                 f"CAST({quoted(c.name)} AS {c.type}) AS {quoted(c.name)}"
                 if c.name in casts
                 else quoted(c.name)
                 for c in columns
             )
-            sql = f"SELECT {items} FROM ({inner}) AS rows_made"
+            sql = f"SELECT {outer} FROM ({inner}) AS rows_made"
         fields = select.reads | set(missing)
         self._prove(select.topic, sql, fields, columns)
         relation = record_columns(self._topics[select.topic].schema)
         return TableInput(select.topic, sql, tuple(n for n in relation if n in fields))
+
+    def _never_null(self, item: Node, name: str) -> Node:
+        """Return an item that fails where it would be NULL; `error` only runs for such a record."""
+        message = f"The key column {name} is NULL, and a row without its key has no place"
+        told = message.replace("'", "''")
+        tree = self._binder.parse(f"SELECT coalesce(NULL, error('{told}'))")
+        made: Node = tree["select_list"][0]
+        bare = {key: value for key, value in item.items() if key != "alias"}
+        return {**made, "alias": name, "children": [bare, made["children"][1]]}
+
+    def _is_read(self, output: str, select: RowSelect) -> bool:
+        """Return whether another item of the SELECT may read an output by its name."""
+        fields = {name.lower() for name in record_columns(self._topics[select.topic].schema)}
+        read = {ref["column_names"][0].lower() for ref in _refs(select.tree["select_list"])}
+        return output.lower() in read - fields
 
     def _prove(self, topic: str, sql: str, fields: set[str], columns: Sequence[Column]) -> None:
         """Bind the compiled SQL against the fields that it is said to read, and no others."""
@@ -282,7 +307,7 @@ def _star_names(star: Node) -> Iterator[str]:
     yield from (entry["key"]["column"] for entry in star.get("rename_list", ()))
 
 
-def _refs(tree: Node) -> Iterator[Node]:
+def _refs(tree: object) -> Iterator[Node]:
     return (node for node in walk(tree) if node.get("class") == "COLUMN_REF")
 
 
@@ -371,11 +396,11 @@ def _output_faults(
             )
 
 
-def table_columns(select: RowSelect) -> tuple[Column, ...]:
-    """Return a table's columns: what is selected, then the system columns that were not."""
+def table_columns(select: RowSelect, added: Sequence[str] = SYSTEM_COLUMNS) -> tuple[Column, ...]:
+    """Return a table's columns: what is selected, then the `added` ones that were not."""
     from_relation = record_columns(None)
     chosen = {name for name, _ in select.outputs}
-    missing = [n for n in SYSTEM_COLUMNS if n not in chosen]
+    missing = [n for n in added if n not in chosen]
     return (*select.columns, *(Column(n, from_relation[n]) for n in missing))
 
 

@@ -54,6 +54,21 @@ _INSTEAD = {
     "reservoir_quantile": "approx_quantile(x, q)",
     "sum_no_overflow": "sum(x)",
 }
+_FORGETTING = {
+    **dict.fromkeys(
+        ["first", "last"],
+        "rows may be taken out, and the one before is not kept: take min(x) or max(x), or group by "
+        "x and choose where the view is read",
+    ),
+    **dict.fromkeys(
+        ["arg_min", "arg_max", "argmin", "argmax", "min_by", "max_by"],
+        "rows may be taken out, and the one before is not kept: take min(y) or max(y), or read the "
+        "row from the table itself",
+    ),
+    "approx_count_distinct": "rows may be taken out, which a sketch cannot: count(DISTINCT x) is "
+    "exact and goes down",
+}
+"""Aggregates whose state does not keep all rows, and what to do over a table with a key."""
 _SUPPORTED = (
     "count, sum, avg, min, max, bool_and, bool_or, stddev, variance, count(DISTINCT x), "
     "approx_count_distinct, median, quantile_cont, quantile_disc, first, last, arg_min, arg_max"
@@ -103,6 +118,8 @@ class AggregateCompiler:
                 name,
                 f"use {hint}" if hint else f"what can be maintained: {_SUPPORTED}",
             )
+        if self._state.retracts and call.name in _FORGETTING:
+            raise refuse(f"{call.name} over a table with a key", _FORGETTING[call.name])
         if call.distinct and call.name not in {"count", "min", "max", "bool_and", "bool_or"}:
             raise refuse(f"{call.name}(DISTINCT …)", "only count(DISTINCT x) is kept exactly")
         if call.order and call.name not in {"first", "last"}:

@@ -7,7 +7,7 @@ against empty relations, so that names and types are DuckDB's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import duckdb
 import sqlglot
@@ -41,11 +41,17 @@ _NOT_IN_NAMES = set(" ,;{}()\n\t=")
 
 
 def compile_view(
-    *, name: str, sql: str, tables: Mapping[str, Sequence[Column]], window: Window | None
+    *,
+    name: str,
+    sql: str,
+    tables: Mapping[str, Sequence[Column]],
+    window: Window | None,
+    keyed: Collection[str] = (),
 ) -> View:
     """Return the compiled view of one SELECT over one table.
 
-    `tables` are the pipeline's tables by name, with all their columns. Raises `Invalid`: with code
+    `tables` are the pipeline's tables by name, with all their columns, and `keyed` the names of
+    those whose rows may be taken out again. Raises `Invalid`: with code
     not_maintainable for SQL that cannot be kept up to date with what arrives, others for SQL that
     is wrong.
 
@@ -54,7 +60,9 @@ def compile_view(
     """
     with open_duckdb() as con:
         parsed = parse_view(sql, tables, con)
-        return _Compiler(con, name, parsed, tables[parsed.table], window).view(sql)
+        return _Compiler(con, name, parsed, tables[parsed.table], window).view(
+            sql, retracts=parsed.table in keyed
+        )
 
 
 def plain_sql(view: View, relation: str | None = None) -> str:
@@ -114,7 +122,7 @@ class _Compiler:
         self._aggregates = aggregate_names(con)
         self._types: dict[str, str] = {}
 
-    def view(self, sql: str) -> View:
+    def view(self, sql: str, *, retracts: bool) -> View:
         parsed, window = self.parsed, self._window
         self._make_relations()
         self._describe(sql)
@@ -128,6 +136,7 @@ class _Compiler:
             window=start,
             source=windowed(window, "rows") if window else "rows",
             where=text(parsed.where) if parsed.where is not None else None,
+            retracts=retracts,
         )
         compiler = AggregateCompiler(state, self._type_of, tuple(self._columns))
         rewrite = _Rewriter(self, state, compiler, keys).rewritten

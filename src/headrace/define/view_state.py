@@ -67,8 +67,13 @@ class StateBuilder:
         window: Key | None,
         source: str,
         where: str | None,
+        retracts: bool = False,
     ) -> None:
-        """`source` is the relation of the table's rows, once per window; `where` filters it."""
+        """`source` is the relation of the table's rows, once per window; `where` filters it.
+
+        `retracts` says whether rows may be taken out again.
+        """
+        self.retracts = retracts
         self._keys = keys
         self._sets = sets
         self._window = window

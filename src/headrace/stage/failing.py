@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from headrace.define.binder import walk
 from headrace.define.types import quoted
 from headrace.model.plan import Column
 from headrace.stage.decode import literal
@@ -22,6 +23,7 @@ SPELT_OUT = 50
 """Records of an epoch and table whose own message is asked for; more get that of the first."""
 
 _EMPTY_TABLE = {"type": "EMPTY", "alias": ""}
+_FAILS_TOO = "json_serialize_sql('SELECT CAST(CAST(concat(''error'', 0) AS INTEGER) AS \"NULL\")')"
 _PLAIN = ("group_expressions", "group_sets", "having", "sample", "qualify", "modifiers")
 
 
@@ -91,6 +93,7 @@ class RowSql:
         if len(nodes) != 1 or nodes[0]["type"] != "SELECT_NODE":
             return ""
         node = nodes[0]
+        self._replace_errors(node)
         is_plain = not any(node.get(name) for name in _PLAIN) and not node["cte_map"]["map"]
         source = node["from_table"]
         is_plain &= source["type"] == "BASE_TABLE" and source["alias"] in {"", self._relation}
@@ -110,6 +113,17 @@ class RowSql:
     def _parse(self) -> dict[str, Any]:
         text = self._scalar(f"json_serialize_sql({literal(self._made)})")
         return msgspec.json.decode(text)
+
+    def _replace_errors(self, node: dict[str, Any]) -> None:
+        """Put in place of each error(…) what fails too: TRY does not take what may vary."""
+        for call in list(walk(node)):
+            if call.get("class") == "FUNCTION" and call["function_name"] == "error":
+                made = msgspec.json.decode(self._scalar(_FAILS_TOO))
+                (replacement,) = made["statements"][0]["node"]["select_list"]
+                text = next(n for n in walk(replacement) if n.get("class") == "FUNCTION")
+                text["arguments"][1:] = call["arguments"]
+                call.clear()
+                call.update(replacement)
 
     def _text(self, parsed: dict[str, Any], expression: dict[str, Any]) -> str:
         """Return the SQL of one expression, as DuckDB itself writes it."""
