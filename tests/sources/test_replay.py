@@ -247,6 +247,19 @@ def test_a_record_without_a_time_stays_behind_the_one_before_it(tmp_path):
     assert values(replay(path, order_by="t")) == [records[i] for i in order]
 
 
+def test_a_document_says_when_its_records_were_seen(tmp_path):
+    records = [
+        b'{"inside":[{"n":1},{"n":2}],"seen":"2020-01-01T00:00:00.5Z"}',
+        b'{"inside":{"n":3},"seen":"?"}',
+        b'{"inside":{"n":4}}',
+    ]
+    source = replay(lines(tmp_path, records=records), records="inside", seen_at="seen")
+    seen = [r.seen_at_us for page in source.open(None) for r in page.records]
+    assert seen == [1_577_836_800_500_000] * 2 + [None] * 2
+    in_ms = replay(lines(tmp_path, records=[b'{"t":7}']), seen_at="t", order_unit="ms")
+    assert [r.seen_at_us for page in in_ms.open(None) for r in page.records] == [7_000]
+
+
 def test_a_delay_is_kept_between_records(tmp_path):
     clock = ManualClock()
     at = [

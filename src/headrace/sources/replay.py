@@ -79,6 +79,12 @@ class ReplayOptions:
     key: str = option(
         "", doc="Key path, in the record, of the key that chooses its partition.", example="host"
     )
+    seen_at: str = option(
+        "",
+        doc="Key path of the time in each document at which its records were seen. Of a record's"
+        " versions in a keyed table the one seen last holds.",
+        example="seen_at",
+    )
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
@@ -105,10 +111,11 @@ class _Cursor(msgspec.Struct, frozen=True):
 
 
 class _Timed(NamedTuple):
-    """A record, and the time that its document names in microseconds, if any."""
+    """A record, and the times that its document names in microseconds, if any."""
 
     record: bytes
     time_us: int | None
+    seen_at_us: int | None
 
 
 class Replay:
@@ -129,6 +136,8 @@ class Replay:
         self._order_by = parse_path(options.order_by)
         self._id = parse_path(options.id)
         self._key = parse_path(options.key)
+        self._seen_at = parse_path(options.seen_at)
+        self._unit_us = _UNITS_US[options.order_unit]
 
     def close(self) -> None:
         """See `Source`."""
@@ -147,36 +156,34 @@ class Replay:
                 count = start.records
                 _skip(timed, start, digest, path)
             for gathered in self._due(timed):
-                for record in gathered:
-                    digest.update(record + b"\n")
+                for passed in gathered:
+                    digest.update(passed.record + b"\n")
                 count += len(gathered)
                 total += len(gathered)
                 last = _Cursor(name, count, digest.hexdigest(), total)
-                pulled = [self._pulled(record) for record in gathered]
+                pulled = [self._pulled(passed) for passed in gathered]
                 yield Page(pulled, msgspec.json.encode(last), progress=(total, None))
             if self._closed.is_set():
                 return
         yield Page((), msgspec.json.encode(last), done=True, progress=(total, total))
 
-    def _pulled(self, record: bytes) -> PulledRecord:
-        key = name_at(record, self._key) if self._key else None
+    def _pulled(self, timed: _Timed) -> PulledRecord:
+        key = name_at(timed.record, self._key) if self._key else None
         return PulledRecord(
-            value=record,
+            value=timed.record,
             key=None if key is None else key.encode(),
-            id=name_at(record, self._id) if self._id else None,
+            id=name_at(timed.record, self._id) if self._id else None,
+            seen_at_us=timed.seen_at_us,
         )
 
     def _in_order(self, path: Path) -> Iterator[_Timed]:
         """Yield a file's records in the order in which they go out."""
         found = documents(path)
-        if not self._order_by:
-            for document in found:
-                for record in self._records_of(document):
-                    yield _Timed(record, None)
-            return
-        for time_us, document in self._sorted(found):
+        ordered = self._sorted(found) if self._order_by else ((None, d) for d in found)
+        for time_us, document in ordered:
+            seen_at_us = self._time_at(document, self._seen_at) if self._seen_at else None
             for record in self._records_of(document):
-                yield _Timed(record, time_us)
+                yield _Timed(record, time_us, seen_at_us)
 
     def _records_of(self, document: bytes) -> list[bytes]:
         """Return the records inside a document; one that has none at that path goes as it is."""
@@ -186,36 +193,38 @@ class Replay:
         return [document] if inside is None else items(inside)
 
     def _sorted(self, found: Iterable[bytes]) -> list[tuple[int | None, bytes]]:
-        unit_us = _UNITS_US[self._options.order_unit]
         timed: list[tuple[int | None, bytes]] = []
         before = None
         for document in found:
-            time_us = _time_us(find(document, self._order_by), unit_us)
+            time_us = self._time_at(document, self._order_by)
             before = before if time_us is None else time_us
             timed.append((before, document))
         timed.sort(key=lambda t: _BEFORE_ALL if t[0] is None else t[0])
         return timed
 
-    def _due(self, timed: Iterator[_Timed]) -> Iterator[list[bytes]]:
+    def _time_at(self, document: bytes, path: tuple[str, ...]) -> int | None:
+        return _time_us(find(document, path), self._unit_us)
+
+    def _due(self, timed: Iterator[_Timed]) -> Iterator[list[_Timed]]:
         """Yield records as pages, each when its records are due; ends when closed.
 
         What was gathered before a file turned out to be damaged is yielded before the error.
         """
         pace = _Pace(self._options, self._clock)
-        gathered: list[bytes] = []
+        gathered: list[_Timed] = []
         size = 0
         try:
-            for record, time_us in timed:
-                wait_s = pace.wait_s(time_us)
-                full = len(gathered) == RECORDS_MAX or size + len(record) > BYTES_MAX
+            for passed in timed:
+                wait_s = pace.wait_s(passed.time_us)
+                full = len(gathered) == RECORDS_MAX or size + len(passed.record) > BYTES_MAX
                 if gathered and (full or wait_s > 0):
                     yield gathered
                     gathered, size = [], 0
                     wait_s = pace.again_s()
                 if self._closed.is_set() or (wait_s > 0 and self._wait(wait_s)):
                     return
-                gathered.append(record)
-                size += len(record)
+                gathered.append(passed)
+                size += len(passed.record)
         except HeadraceError:
             if gathered:
                 yield gathered
