@@ -86,6 +86,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """Returns the whole body, once; raises `Invalid` or `Unavailable` when a limit is passed."""
     share: Share
     """What the request takes of the budget of all bodies; given back by whoever made it."""
+    client: str = ""
+    """Address and port that it comes from."""
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
@@ -96,7 +98,9 @@ class Response(msgspec.Struct, frozen=True, gc=False):
     body: bytes = b""
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request, str], Awaitable[Response]]
+"""Answers a request of a client that was let in; the text is the scope of the client's own names.
+"""
 
 
 def refusal(error: HeadraceError) -> Response:
@@ -107,6 +111,8 @@ def refusal(error: HeadraceError) -> Response:
     headers = [JSON]
     if isinstance(error, Unavailable):
         headers.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
+    if status == 401:  # noqa: PLR2004 - Unauthorized
+        headers.append(("www-authenticate", "Bearer"))
     if status in _BODY_LEFT_UNREAD:
         headers.append(("connection", "close"))
     told = {"code": error.code, "message": error.message, "hint": error.hint}

@@ -42,6 +42,9 @@ class Clock(Protocol):
     def random(self) -> float:
         """Return a number in [0, 1), for jitter."""
 
+    def secret(self, size_bytes: int) -> bytes:
+        """Return random bytes that nobody can guess."""
+
 
 class SystemClock:
     """The machine's clock."""
@@ -69,6 +72,10 @@ class SystemClock:
     def random(self) -> float:
         """See `Clock`."""
         return random.random()  # noqa: S311 - jitter, not a secret
+
+    def secret(self, size_bytes: int) -> bytes:
+        """See `Clock`."""
+        return os.urandom(size_bytes)
 
 
 class ManualClock:
@@ -114,6 +121,10 @@ class ManualClock:
     def random(self) -> float:
         """See `Clock`."""
         return self._random.random()
+
+    def secret(self, size_bytes: int) -> bytes:
+        """Return bytes that follow from the seed: a test's secrets are none."""
+        return self._random.randbytes(size_bytes)
 
 
 def uuid7(unix_ms: int, entropy: bytes) -> bytes:

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import NamedTuple
 
 import psutil
 from starlette.applications import Starlette
@@ -15,12 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from headrace.control.admission import OPEN_PATH, Admission
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, HeadraceError, Internal
 from headrace.model.layout import Layout
 from headrace.model.log import Log
 from headrace.model.plan import Plan
 from headrace.model.tables import Tables
+from headrace.serve.access import Access, scope_of
 from headrace.serve.dashboard import Dashboard, asset, dashboard_paths
 from headrace.serve.documentation import documentation_page
 from headrace.serve.endpoints import Endpoints, NamedQuery, json_response
@@ -31,8 +34,25 @@ from headrace.serve.openapi import openapi
 from headrace.serve.query import Engine
 from headrace.serve.reading import Readings
 from headrace.serve.relations import Catalog, Snapshots
+from headrace.serve.tokens import TokenEndpoints
 
 Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Tokens(NamedTuple):
+    """What tokens need: who judges them, and the log that holds them, for their endpoints alone."""
+
+    admission: Admission
+    log: Log
+
+
+class Served(NamedTuple):
+    """A path, and by method who answers it and which scope that asks for."""
+
+    path: str
+    handlers: dict[str, Handler]
+    scopes: dict[str, str]
+
 
 MEMORY_SHARE = 4
 """The query engine may use one part in so many of the machine's memory …"""
@@ -43,14 +63,24 @@ _log = logging.getLogger("headrace.serve")
 
 
 def create_app(
-    plan: Plan, tables: Tables, log: Log, layout: Layout, clock: Clock, *, alone: bool = False
+    plan: Plan,
+    tables: Tables,
+    log: Log,
+    layout: Layout,
+    clock: Clock,
+    *,
+    alone: bool = False,
+    tokens: Tokens | None = None,
 ) -> Starlette:
     """Return the application that answers reads of a data directory.
 
     `tables` are read; `log` knows what was done about dead letters, and takes what is to be.
-    `alone` says that no other role runs beside it here, so readiness depends on none. The
-    application's lifespan ends its threads; `app.state.engine` is there to do so at once.
+    `alone` says that no other role runs beside it here, so readiness depends on none. `tokens` are
+    there if the plan asks for tokens. The application's lifespan ends its threads;
+    `app.state.engine` is there to do so at once.
     """
+    if plan.options.tokens != (tokens is not None):
+        raise Internal("The plan asks for tokens, and there is nothing to judge them by")
     memory_bytes = min(MEMORY_BYTES_MAX, psutil.virtual_memory().total // MEMORY_SHARE)
     engine = Engine(os.cpu_count() or 1, memory_bytes)
     acts = LetterActs(log, tables, clock)
@@ -58,15 +88,27 @@ def create_app(
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
     letters = LetterEndpoints(readings, acts)
-    handlers = {
+    handlers: dict[str, dict[str, Handler]] = {
         **_own_handlers(plan, readings, metrics, layout, clock, alone=alone),
-        "/v1/dead-letters/{letter}": letters.one,
-        **{q.path: NamedQuery(q, readings).__call__ for q in plan.queries},
+        "/v1/dead-letters/replay": {"POST": letters.replay},
+        "/v1/dead-letters/discard": {"POST": letters.discard},
+        "/v1/dead-letters/{letter}": {"GET": letters.one},
+        **{q.path: {"GET": NamedQuery(q, readings).__call__} for q in plan.queries},
     }
-    actions = {
-        "/v1/dead-letters/replay": letters.replay,
-        "/v1/dead-letters/discard": letters.discard,
-    }
+    if tokens is not None:
+        handlers |= _token_handlers(TokenEndpoints(tokens.log, clock))
+    access = Access(tokens.admission if tokens is not None else None, alone=alone)
+
+    def endpoint(path: str, by_method: dict[str, Handler]) -> Handler:
+        scopes = {method: scope_of(method, path, plan) for method in by_method}
+        return partial(_guarded, Served(path, by_method, scopes), access, metrics, clock)
+
+    async def on_unknown(request: Request, error: Exception) -> Response:
+        try:
+            access.check(request)
+        except HeadraceError as refused:
+            return error_response(refused)
+        return await on_http_exception(request, error)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -75,11 +117,10 @@ def create_app(
 
     app = Starlette(
         routes=[
-            Route(path, partial(_guarded, handler, path, metrics, clock), methods=[method])
-            for method, of_method in (("POST", actions), ("GET", handlers))
-            for path, handler in of_method.items()
+            Route(path, endpoint(path, by_method), methods=list(by_method))
+            for path, by_method in handlers.items()
         ],
-        exception_handlers={HTTPException: on_http_exception},
+        exception_handlers={HTTPException: on_unknown},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -90,7 +131,7 @@ def create_app(
 
 def _own_handlers(
     plan: Plan, readings: Readings, metrics: Metrics, layout: Layout, clock: Clock, *, alone: bool
-) -> dict[str, Handler]:
+) -> dict[str, dict[str, Handler]]:
     endpoints = Endpoints(readings, metrics, layout, clock, alone=alone)
     described = openapi(plan)
     page = documentation_page(described)
@@ -102,7 +143,7 @@ def _own_handlers(
     async def get_documentation(_: Request) -> Response:
         return page
 
-    return {
+    reading = {
         "/v1/tables": endpoints.tables,
         "/v1/tables/{table}": endpoints.table,
         "/v1/views": endpoints.views,
@@ -110,21 +151,33 @@ def _own_handlers(
         "/v1/dead-letters": endpoints.dead_letters,
         "/openapi.json": get_openapi,
         "/docs": get_documentation,
-        "/healthz": endpoints.healthz,
+        OPEN_PATH: endpoints.healthz,
         "/ready": endpoints.ready,
         "/metrics": endpoints.metrics,
         **dict.fromkeys(dashboard_paths(plan), dashboard.page),
         "/_/{asset}": asset,
     }
+    return {path: {"GET": handler} for path, handler in reading.items()}
+
+
+def _token_handlers(tokens: TokenEndpoints) -> dict[str, dict[str, Handler]]:
+    return {
+        "/v1/tokens": {"GET": tokens.listed, "POST": tokens.create},
+        "/v1/tokens/{token}": {"DELETE": tokens.revoke},
+    }
 
 
 async def _guarded(
-    handler: Handler, path: str, metrics: Metrics, clock: Clock, request: Request
+    served: Served, access: Access, metrics: Metrics, clock: Clock, request: Request
 ) -> Response:
-    """Answer a request: errors in their one shape, HEAD without a body, everything counted."""
+    """Answer a request: only those let in, errors in their one shape, HEAD without a body."""
     started = clock.monotonic_s()
+    path = served.path
+    method = "GET" if request.method == "HEAD" else request.method
     try:
-        response = await handler(request)
+        if scope := served.scopes[method]:
+            access.check(request, scope)
+        response = await served.handlers[method](request)
     except HeadraceError as e:
         response = error_response(e)
         if isinstance(e, Internal | Corrupt):

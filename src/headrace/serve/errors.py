@@ -13,20 +13,27 @@ from headrace.model.errors import Closed, Fenced, HeadraceError, Invalid, Unavai
 
 STATUS_OF_CODE = {
     "body_too_large": 413,
+    "forbidden": 403,
     "letter_done": 409,
     "method_not_allowed": 405,
     "not_acceptable": 406,
     "not_found": 404,
     "not_yet": 504,
     "query_timeout": 504,
+    "rate_limited": 429,
     "result_too_large": 422,
     "not_representable": 422,
     "unknown_letter": 404,
+    "unauthorized": 401,
     "unknown_table": 404,
+    "unknown_token": 404,
     "unknown_view": 404,
     "unsupported_media_type": 415,
 }
 """Statuses of errors whose kind alone does not tell."""
+
+_LATER = {429, 503}
+"""Statuses that say when to try again."""
 
 
 def status_of(error: HeadraceError) -> int:
@@ -42,8 +49,10 @@ def error_response(error: HeadraceError, **more: object) -> Response:
     """Return the answer for an error, with `more` members beside `error`."""
     status = status_of(error)
     headers = {"cache-control": "no-store"}
-    if isinstance(error, Unavailable) and status == 503:  # noqa: PLR2004 - Service Unavailable
+    if isinstance(error, Unavailable) and status in _LATER:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if status == 401:  # noqa: PLR2004 - Unauthorized
+        headers["www-authenticate"] = "Bearer"
     return error_body(status, error.code, error.message, error.hint, headers, **more)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 from starlette.requests import Request
@@ -18,11 +18,12 @@ from starlette.responses import Response
 from headrace.control import dead_letters
 from headrace.define.types import quoted
 from headrace.model.clock import Clock, rfc3339
-from headrace.model.errors import HeadraceError, Invalid
+from headrace.model.errors import HeadraceError
 from headrace.model.letters import Act
 from headrace.model.log import Log
 from headrace.model.tables import Tables
 from headrace.serve.arguments import Arguments
+from headrace.serve.bodies import read_body
 from headrace.serve.endpoints import json_response
 from headrace.serve.formats import encode_record, records
 from headrace.serve.freshness import Freshness
@@ -30,9 +31,7 @@ from headrace.serve.reading import Reading, Readings, freshness_headers
 
 IDS_MAX = 1_000
 """Letters that one request may act on."""
-BODY_BYTES_MAX = 1 << 20
-
-T = TypeVar("T")
+_SHAPE = f'Send {{"ids": ["…"]}} with 1 to {IDS_MAX} ids that GET /v1/dead-letters lists.'
 
 
 class Chosen(msgspec.Struct, forbid_unknown_fields=True):
@@ -103,12 +102,12 @@ class LetterEndpoints:
 
     async def replay(self, request: Request) -> Response:
         """Append the records of letters again, once."""
-        wanted = await _body(request, Chosen)
+        wanted = await read_body(request, Chosen, _SHAPE)
         return json_response({"replayed": await asyncio.to_thread(self._acts.replay, wanted)})
 
     async def discard(self, request: Request) -> Response:
         """Record that nothing will be done about letters."""
-        wanted = await _body(request, Discarded)
+        wanted = await read_body(request, Discarded, _SHAPE)
         return json_response({"discarded": await asyncio.to_thread(self._acts.discard, wanted)})
 
     def _find(
@@ -125,26 +124,3 @@ class LetterEndpoints:
         }
         found = records(reading.session.select(sql, [letter]))
         return [{**row, **done} for row in found], tuple(reading.fresh)
-
-
-async def _body(request: Request, kind: type[T]) -> T:
-    """Return a request's JSON body; the type that it must name keeps other sites' forms out."""
-    Arguments(request.query_params.multi_items()).finish()
-    shape = f'Send {{"ids": ["…"]}} with 1 to {IDS_MAX} ids that GET /v1/dead-letters lists.'
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise Invalid(
-            "The body has to be JSON",
-            hint=f"Say Content-Type: application/json. {shape}",
-            code="unsupported_media_type",
-        )
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise Invalid(
-                f"The body is larger than {BODY_BYTES_MAX} bytes", hint=shape, code="body_too_large"
-            )
-    try:
-        return msgspec.json.decode(bytes(body), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise Invalid(f"The body cannot be used: {e}", hint=shape, code="invalid_body") from e

@@ -8,7 +8,7 @@ import logging
 import socket as socketlib
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import uvloop
@@ -16,13 +16,15 @@ from granian.constants import Interfaces
 from granian.server.embed import Server
 from starlette.applications import Starlette
 
+from headrace.control.admission import Admission
+from headrace.log.reader import EmbeddedLogReader
 from headrace.log.remote import RemoteLog
 from headrace.model.clock import Clock
 from headrace.model.errors import Unavailable
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 from headrace.model.role import Role
-from headrace.serve.api import create_app
+from headrace.serve.api import Tokens, create_app
 from headrace.serve.query import Engine
 from headrace.tables.delta import DeltaTables
 
@@ -58,9 +60,15 @@ def run_serve(
     `Unavailable`: the address cannot be listened on.
     """
     socket = None if host is not None else layout.serve
-    with closing(RemoteLog(layout.log, layout.door)) as log:
+    with ExitStack() as stack:
+        # A log's reading end is for one thread at a time, so each part that reads has its own.
+        log, tokens_log = (
+            stack.enter_context(closing(RemoteLog(layout.log, layout.door))) for _ in range(2)
+        )
+        reader = stack.enter_context(closing(EmbeddedLogReader(layout.log)))
+        tokens = Tokens(Admission(reader, clock), tokens_log) if plan.options.tokens else None
         tables = DeltaTables(layout.root, clock)
-        app = create_app(plan, tables, log, layout, clock, alone=host is not None)
+        app = create_app(plan, tables, log, layout, clock, alone=host is not None, tokens=tokens)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(app, socket, host or "", port, stop, ready))
     if socket is not None:

@@ -1,0 +1,74 @@
+"""What each path of the reading side asks of a token: one scope for every method and path.
+
+A path that is served and not named here stops the server as it starts, so none is left open by
+mistake. All that these paths do on a pipeline that asks for no tokens, anyone may do who reaches
+the port.
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from headrace.control.admission import OPEN_PATH, Admission
+from headrace.control.tokens import ADMIN, READ
+from headrace.model.errors import Internal
+from headrace.model.plan import Plan
+from headrace.serve.dashboard import dashboard_paths
+
+OPEN = ""
+"""Not a scope: the path is answered without a token."""
+
+SCOPES = {
+    ("GET", "/v1/tables"): READ,
+    ("GET", "/v1/tables/{table}"): READ,
+    ("GET", "/v1/views"): READ,
+    ("GET", "/v1/views/{view}"): READ,
+    ("GET", "/v1/dead-letters"): READ,
+    ("GET", "/v1/dead-letters/{letter}"): READ,
+    ("POST", "/v1/dead-letters/replay"): ADMIN,
+    ("POST", "/v1/dead-letters/discard"): ADMIN,
+    ("GET", "/v1/tokens"): ADMIN,
+    ("POST", "/v1/tokens"): ADMIN,
+    ("DELETE", "/v1/tokens/{token}"): ADMIN,
+    ("GET", "/openapi.json"): READ,
+    ("GET", "/docs"): READ,
+    ("GET", "/ready"): READ,
+    ("GET", "/metrics"): READ,
+    ("GET", "/_/{asset}"): READ,
+    ("GET", OPEN_PATH): OPEN,
+}
+"""Dead letters hold records as they were sent, so to read them is to read the topic."""
+
+
+def scope_of(method: str, path: str, plan: Plan) -> str:
+    """Return the scope that a path asks for."""
+    declared = {("GET", q.path): READ for q in plan.queries}
+    declared |= {("GET", p): READ for p in dashboard_paths(plan)}
+    declared |= SCOPES
+    if (method, path) not in declared:
+        raise Internal(f"No scope is declared for {method} {path}", hint="Name it in SCOPES.")
+    return declared[method, path]
+
+
+class Access:
+    """Lets requests in, or not."""
+
+    def __init__(self, admission: Admission | None, *, alone: bool) -> None:
+        """Without `admission` everyone is; `alone` says that no collector stands before this."""
+        self._admission = admission
+        self._alone = alone
+
+    def check(self, request: Request, scope: str = "") -> None:
+        """Raise unless the request's token has a scope; keep the token in `request.state.token`."""
+        if self._admission is None:
+            return
+        client = request.client.host if request.client is not None else ""
+        if not self._alone:
+            # What the collector saw: nobody else reaches its socket, and it lets no other through.
+            client = request.headers.get("x-forwarded-for", "")
+        request.state.token = self._admission.admit(
+            request.headers.get("authorization"),
+            scope,
+            origin=request.headers.get("origin"),
+            client=client,
+        )
