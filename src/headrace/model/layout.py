@@ -27,6 +27,10 @@ class Layout:
         """Segments of the embedded log."""
         return self.root / "log"
 
+    def index(self, source: str) -> Path:
+        """What `pull` has seen of a source that sweeps; made anew if it is lost."""
+        return self.root / "sources" / f"{source}.db"
+
     @property
     def run(self) -> Path:
         """Locks, plan, status and metrics of what runs now: nothing that a restart needs."""

@@ -24,18 +24,26 @@ class Door:
         self._validator = Validator(topic.schema)
         self._scope = f"source/{source.kind}/{source.name}"
 
+    @property
+    def topic(self) -> str:
+        """Name of the topic that the batches are for."""
+        return self._topic.name
+
     def batch(self, page: Page) -> Batch:
         """Return the page's records, valid or not, in order, all received now.
 
-        A record that the source has no id or key for gets those of the topic's own fields.
+        A record that the source has no id or key for gets those of the topic's own fields. Records
+        of a sweep that have a key are no repeats of one another, whatever their names: the index
+        has told them apart, and what comes back to what it was is news too.
         """
         batch = Batch()
         received_at = self._clock.now_us()
+        sweeps = page.sweep is not None
         for record in page.records:
             batch.add(
                 record.value,
                 received_at=received_at,
-                id=self._id(record),
+                id=self._clock.new_id() if sweeps and record.key else self._id(record),
                 key=self._key(record),
                 headers=_headers(record),
                 mark=self._mark(record.value),

@@ -18,7 +18,7 @@ from headrace.model.log import LogReader
 from headrace.model.plan import LEDGER, Plan
 from headrace.model.tables import Tables
 from headrace.process.ledger import LedgerRow, last_row
-from headrace.pull.puller import read_state, state_key
+from headrace.pull.state import read_state, state_key
 
 PROCESS_FILE, PULL_FILE = "process.json", "pull.json"
 
