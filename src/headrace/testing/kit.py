@@ -100,13 +100,16 @@ class PipelineKit:
 
     def send(self, topic: str, *records: object) -> None:
         """Append records now: bytes as they are, anything else as JSON."""
+        values = [r if isinstance(r, bytes) else msgspec.json.encode(r) for r in records]
+        self.pull(topic, [PulledRecord(value) for value in values])
+
+    def pull(self, topic: str, records: Sequence[PulledRecord]) -> None:
+        """Append records now as a source gives them: with a key, when they were seen, deletions."""
         if topic not in self._doors:
             known = ", ".join(self._doors)
             raise Invalid(f"There is no topic {topic}", hint=f"the topics are {known}")
-        values = [r if isinstance(r, bytes) else msgspec.json.encode(r) for r in records]
-        if values:
-            page = Page([PulledRecord(value) for value in values], b"")
-            self._log.append(topic, self._doors[topic].batch(page))
+        if records:
+            self._log.append(topic, self._doors[topic].batch(Page(records, b"")))
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
