@@ -1,214 +1,25 @@
 from __future__ import annotations
 
 import json
-import threading
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scripted import HOUR_US, Bench, Scripted, folded, numbered
 
-from headrace.log.embedded import EmbeddedLog
-from headrace.model.clock import ManualClock, rfc3339
+from headrace.model.clock import rfc3339
 from headrace.model.errors import Fenced, Unavailable
-from headrace.model.plan import Source, Topic
-from headrace.model.source import Page, PulledRecord, Sweep
+from headrace.model.source import PulledRecord
 from headrace.pull import sweeps
-from headrace.pull.puller import Puller
-from headrace.pull.records import Door
 from headrace.pull.seen import Seen
-from headrace.pull.state import read_state, state_key
-
-TOPIC = Topic("t", 1, key_field="k")
-COUNTS = Topic("counts", 1)
-PER_PAGE = 3
-HOUR_US = 3_600_000_000
-
-
-class Crash(BaseException):
-    """The process ends here."""
-
-
-class Scripted:
-    """A service whose sweeps are given: dicts of key → version. Cursor: [sweep, page].
-
-    A sweep is a dict, or a pair of one and whether it is full. The last page of the last sweep is
-    done. `pages` are those that were asked for, by number, in order.
-    """
-
-    def __init__(self, *scripts, done=True):
-        self.scripts = [s if isinstance(s, tuple) else (s, True) for s in scripts]
-        self.done = done
-        self.pages = []
-        self.counted = 0
-
-    def open(self, cursor):
-        number, page = json.loads(cursor) if cursor else (1, 0)
-        for n in range(number, len(self.scripts) + 1):
-            records, full = self.scripts[n - 1]
-            keys = list(records)
-            pages = [keys[i : i + PER_PAGE] for i in range(0, len(keys), PER_PAGE)] or [[]]
-            for p in range(page, len(pages)):
-                self.pages.append((n, p))
-                last = p == len(pages) - 1
-                yield Page(
-                    [self._record(key, records[key]) for key in pages[p]],
-                    json.dumps([n + 1, 0] if last else [n, p + 1]).encode(),
-                    done=last and n == len(self.scripts) and self.done,
-                    progress=(p * PER_PAGE + len(pages[p]), len(keys)),
-                    sweep=Sweep(n, n * HOUR_US, full),
-                    sweep_done=last,
-                )
-            page = 0
-        if self.done and number > len(self.scripts):
-            last = self.scripts[-1]
-            sweep = Sweep(len(self.scripts), len(self.scripts) * HOUR_US, last[1])
-            yield Page((), cursor, done=True, sweep=sweep, sweep_done=True)
-
-    def _record(self, key, version):
-        return PulledRecord(
-            json.dumps({"k": key, "v": version}).encode(),
-            key=key.encode(),
-            id=key,
-            digest=b"%016d" % version,
-        )
-
-    def deletion(self, key):
-        return json.dumps({"k": key.decode()}).encode()
-
-    def count(self):
-        self.counted += 1
-        return 100 + self.counted, "everything"
-
-    def close(self):
-        pass
-
-
-class Faulty:
-    """A log, and an index beside it, that end the process before or after the n-th effect."""
-
-    def __init__(self, log):
-        self.log = log
-        self.effects = 0
-        self.crash_at = None
-        self.fault = Crash()
-
-    def effect(self, act):
-        """Do something that lasts; the process may end right before or right after."""
-        self._step()
-        result = act()
-        self._step()
-        return result
-
-    def _step(self):
-        self.effects += 1
-        if self.effects == self.crash_at:
-            raise self.fault
-
-    def append(self, *args):
-        return self.effect(lambda: self.log.append(*args))
-
-    def get(self, key):
-        return self.log.get(key)
-
-    def scan(self, prefix):
-        return self.log.scan(prefix)
-
-
-class Bench:
-    """One source, its log and its index, that can be run again and again."""
-
-    def __init__(self, folder: Path, *, counts=False):
-        self.clock = ManualClock()
-        self.folder = folder
-        self.log = EmbeddedLog(folder / "log", self.clock)
-        for topic in (TOPIC, COUNTS):
-            self.log.create(topic.name, topic.partitions)
-        self.declared = Source("s", "scripted", "t", {}, "counts" if counts else None)
-        self.known = ()
-        self.faulty = Faulty(self.log)
-        self.reports = []
-
-    @property
-    def index(self):
-        return self.folder / "sources" / "s.db"
-
-    def run(self, source, crash_at=None, fault=None, stop=None):
-        """Run a new process; return its report, or None if it crashed."""
-        self.faulty.effects, self.faulty.crash_at = 0, crash_at
-        self.faulty.fault = fault or Crash()
-        counts = Door(self.declared, COUNTS, self.clock) if self.declared.counts else None
-        puller = Puller(
-            self.declared,
-            source,
-            Door(self.declared, TOPIC, self.clock),
-            self.faulty,
-            threading.Lock(),
-            index=self.index,
-            counts=counts,
-            known_keys=lambda _: self.known,
-        )
-        write = Seen.write
-
-        def seen_write(seen, *args):
-            self.faulty.effect(lambda: write(seen, *args))
-
-        Seen.write = seen_write
-        try:
-            puller.run(self.clock, stop or threading.Event(), self._keep)
-        finally:
-            Seen.write = write
-        if isinstance(puller.failure, Crash):
-            return None
-        if puller.failure is not None:
-            raise puller.failure
-        assert puller.report.error == ""
-        return puller.report
-
-    def _keep(self, report):
-        self.reports.append((report.sweep, report.sweep_records, report.deleted, report.notice))
-
-    def records(self, topic="t"):
-        """Return (key, value, deleted) of everything in the log, in order."""
-        end = self.log.ends(topic)[0]
-        found = []
-        for batch in self.log.read(topic, 0, 0, end):
-            for row in batch.to_pylist():
-                headers = json.loads(row["headers"] or b"{}")
-                deleted = headers.get("headrace-deleted") == "true"
-                if deleted:
-                    assert "headrace-seen-at" in headers
-                found.append((row["key"], json.loads(row["value"]), deleted))
-        return found
-
-    def state(self):
-        return read_state(self.log.get(state_key("s")))
-
-    def close(self):
-        self.log.close()
+from headrace.pull.state import state_key
 
 
 @pytest.fixture
 def bench(tmp_path):
     with closing(Bench(tmp_path)) as made:
         yield made
-
-
-def folded(records):
-    """Return what a keyed table would hold."""
-    held = {}
-    for key, value, deleted in records:
-        if deleted:
-            del held[key.decode()]  # of a key that is there: never twice
-        else:
-            assert held.get(key.decode()) != value["v"], "appended though unchanged"
-            held[key.decode()] = value["v"]
-    return held
-
-
-def numbered(n, version=1):
-    return {f"k{i:05}": version for i in range(n)}
 
 
 def test_a_sweep_appends_what_is_new_changed_and_gone(bench):
@@ -366,88 +177,6 @@ def test_any_history_with_crashes_folds_to_what_the_service_has(tmp_path_factory
         with closing(with_index):
             assert with_index.settle(bench.log.get(state_key("s")).value)
             assert with_index.size() == len(truth)
-
-
-def test_a_lost_index_appends_everything_again_and_still_finds_what_vanished(bench):
-    bench.run(Scripted(numbered(7)))
-    bench.index.unlink()
-    bench.known = [f"k{i:05}".encode() for i in range(7)]
-    after = numbered(5)
-    report = bench.run(Scripted(numbered(7), after))
-    records = bench.records()[7:]
-    assert {k.decode(): v["v"] for k, v, gone in records if not gone} == after
-    assert [k for k, _, gone in records if gone] == [b"k00005", b"k00006"]
-    assert report.deleted == 2
-
-
-def test_an_index_lost_during_a_sweep_deletes_nothing_that_was_given(bench):
-    scripts = (numbered(9), numbered(9), numbered(6))
-    source = Scripted(*scripts)
-    # The first sweep is 3 pages of 4 effects; the end of a sweep takes 4 more.
-    assert bench.run(source, crash_at=12 + 4 + 8) is None
-    assert bench.state().sweep.number == 2
-    assert not bench.state().sweep.ended
-    bench.index.unlink()
-    bench.known = [key.encode() for key in numbered(9)]
-    bench.run(source)
-    held = {}
-    for key, value, gone in bench.records():
-        if gone:
-            del held[key.decode()]
-        else:
-            held[key.decode()] = value["v"]
-    assert held == numbered(6)
-    assert [k for k, _, gone in bench.records() if gone] == [b"k00006", b"k00007", b"k00008"]
-
-
-def test_an_index_lost_during_deletions_is_made_good_by_the_next_full_sweep(bench, monkeypatch):
-    monkeypatch.setattr("headrace.pull.puller.DELETIONS_MAX", 2)
-    scripts = (numbered(9), numbered(3), numbered(3))
-    source = Scripted(*scripts)
-    assert bench.run(source, crash_at=12 + 4 + 4 + 4) is None
-    assert bench.state().deleting == b"k00004"
-    bench.index.unlink()
-    bench.known = [key.encode() for key in numbered(9)]
-    bench.run(source)
-    gone = [key.decode() for key, _, is_gone in bench.records() if is_gone]
-    assert set(gone) == set(numbered(9)) - set(numbered(3))
-
-
-@pytest.mark.parametrize("damage", ["nonsense", "older", "empty"])
-def test_an_index_that_does_not_fit_is_made_anew(bench, damage):
-    bench.run(Scripted(numbered(7), done=False))
-    with closing(Seen(bench.index)) as seen:
-        seen._open().wal_checkpoint(mode=3)
-    kept = bench.index.read_bytes()
-    bench.run(Scripted(numbered(7), numbered(8), done=False))
-    bytes_of = {"nonsense": b"x" * 5000, "older": kept, "empty": b""}
-    bench.index.write_bytes(bytes_of[damage])
-    report = bench.run(Scripted(numbered(7), numbered(8), numbered(8)))
-    assert len(bench.records()) == 7 + 1 + 8
-    assert report.done
-
-
-def test_an_index_that_is_damaged_on_the_way_is_made_anew(bench):
-    bench.run(Scripted(numbered(300), done=False))
-    with closing(Seen(bench.index)) as seen:
-        seen._open().wal_checkpoint(mode=3)
-    data = bytearray(bench.index.read_bytes())
-    data[3 * 4096 : 5 * 4096] = b"\xff" * (2 * 4096)
-    bench.index.write_bytes(data)
-    report = bench.run(Scripted(numbered(300), numbered(300)))
-    assert report.done
-    assert len(bench.records()) == 600
-
-
-def test_another_source_of_the_topic_keeps_its_keys(bench):
-    bench.run(Scripted(numbered(2)))
-    other = bench.state()
-    bench.log.put_if(state_key("other"), 0, json.dumps({"topic": other.topic}).encode())
-    bench.index.unlink()
-    bench.known = [b"k00000", b"k00001", b"of-the-other"]
-    report = bench.run(Scripted(numbered(2), numbered(1)))
-    assert [k for k, _, gone in bench.records() if gone] == []
-    assert "other" in report.notice
 
 
 def test_a_full_sweep_that_misses_too_much_waits_for_another_that_agrees(bench):
