@@ -19,6 +19,8 @@ from headrace.sources.http import Network
 
 SOURCES: dict[str, str] = {
     "replay": "headrace.sources.replay:Replay",
+    "obis": "headrace.sources.obis:Obis",
+    "idigbio": "headrace.sources.idigbio:Idigbio",
 }
 """Kind → `module:class`. The class has `Options` and takes (options, clock, network)."""
 

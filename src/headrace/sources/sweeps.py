@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,6 +41,7 @@ from headrace.model.source import (
 from headrace.sources.http import Network, Service
 
 _DAY_S = 86_400.0
+_ASK_AGAIN = "nothing needs to be done: it is asked again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +312,32 @@ def bounded(records: Iterable[PulledRecord]) -> Iterator[list[PulledRecord]]:
         yield gathered
 
 
+def keyset_parts(
+    records: Iterable[PulledRecord],
+    after: str,
+    position: Callable[[str], bytes],
+    *,
+    total: int | None = None,
+    sound: bool = True,
+) -> Iterator[Part]:
+    """Yield a page of a service that orders by key, as parts that go on behind their last key.
+
+    `after` is the key behind which the page was asked for, `position` makes the position of a key.
+    Raises `Unavailable` if the page holds nothing that is behind it: asked on, it would not end.
+    """
+    highest = after
+    for cut in bounded(records):
+        repeats = 0
+        for record in cut:
+            key = "" if record.key is None else record.key.decode("utf-8", "surrogatepass")
+            repeats += record.key is not None and key <= highest
+            highest = max(highest, key)
+        if highest == after:
+            msg = f"A page does not go on behind {after or 'its start'}, as it was asked to"
+            raise Unavailable(msg, hint=_ASK_AGAIN, code="unreadable_answer")
+        yield Part(cut, position(highest), total, repeats, sound)
+
+
 def swept_record(
     value: bytes, id_member: str, asked_at_us: int, volatile: frozenset[str] = frozenset()
 ) -> PulledRecord:
@@ -349,5 +376,4 @@ def _members(value: bytes) -> dict[str, object]:
         return _OBJECT.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = f"A record of the answer is no JSON object: {error}"
-        hint = "nothing needs to be done: it is asked again"
-        raise Unavailable(msg, hint=hint, code="unreadable_answer") from error
+        raise Unavailable(msg, hint=_ASK_AGAIN, code="unreadable_answer") from error
