@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.collect.exchange import HeaderList, Request
+from headrace.collect.gate import OpenGate
 from headrace.collect.limits import Limits, Share
 from headrace.model.batch import UNMARKED, is_client_chosen
 from headrace.model.errors import Corrupt, Invalid, Unavailable
@@ -148,7 +149,7 @@ def test_an_unexpected_exception_is_logged_without_what_it_holds(door, caplog):
     def broken(request, topic):
         raise KeyError("s3cret payload")
 
-    door.collector._admit = broken
+    door.collector._gate.admit = broken
     with caplog.at_level(logging.DEBUG):
         answer = asyncio.run(_post_raw(door, b'{"event_type":"s3cret"}'))
     assert answer.status == 500
@@ -157,7 +158,8 @@ def test_an_unexpected_exception_is_logged_without_what_it_holds(door, caplog):
 
 
 def test_the_hook_decides_who_may_append(open_door, log):
-    def admit(request, topic):
+    def admit(request, scope):
+        assert scope == "append:events"
         who = request.headers.get("authorization")
         if who is None:
             raise Invalid("no", code="unauthorized")
@@ -165,7 +167,9 @@ def test_the_hook_decides_who_may_append(open_door, log):
             raise Unavailable("slow down", code="rate_limited", retry_after_s=7)
         return who
 
-    door = open_door(admit=admit)
+    gate = OpenGate()
+    gate.admit = admit
+    door = open_door(gate=gate)
     assert error(door.post(GOOD)) == (401, "unauthorized")
     limited = door.post(GOOD, headers=[("authorization", "slow")])
     assert error(limited) == (429, "rate_limited")

@@ -2,7 +2,7 @@
 
 Order of effects for a request that carries records:
 
-1. The path names what it is for, the headers say that it may be: 404, 405, 401, 415, 429.
+1. The path names what it is for, the headers say that it may be: 401, 403, 404, 405, 415, 429.
 2. The whole body has arrived, within its bounds: 408, 413, 503. This moment is `received_at`.
 3. It is taken apart into records: 400.
 4. Every record is judged and handed to the log, valid or not: 503.
@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
 import msgspec
@@ -41,12 +42,15 @@ from headrace.collect.exchange import (
     refusal,
     with_headers,
 )
+from headrace.collect.gate import Gate, OpenGate
 from headrace.collect.groups import Groups, places
 from headrace.collect.intake import Dead, Intake, Naming, naming_of
 from headrace.collect.limits import Budget, Limits
 from headrace.collect.metrics import DoorMetrics
 from headrace.collect.readback import Readback
 from headrace.collect.routes import CompiledRoute, find
+from headrace.control.admission import OPEN_PATH
+from headrace.control.tokens import APPEND, READ
 from headrace.model.batch import Batch
 from headrace.model.clock import Clock
 from headrace.model.errors import HeadraceError, Internal, Invalid
@@ -60,23 +64,25 @@ _WAIT = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 _logger = logging.getLogger(__name__)
 
-Admit = Callable[[Request, str], str]
-"""Says who may append to a topic: returns the scope of the client's own record names.
 
-Raises `Invalid` with code `unauthorized` or `forbidden`, `Unavailable` with code `rate_limited`.
-"""
+class Place(NamedTuple):
+    """A path of the door: the scope that it asks for, and by method who answers."""
 
+    scope: str
+    handlers: Mapping[str, Handler]
 
-def admit_all(request: Request, topic: str) -> str:  # noqa: ARG001 - the shape of `Admit`
-    """Let everyone in, as one anonymous client."""
-    return ""
+    @property
+    def allowed(self) -> str:
+        """Return the methods as `Allow` names them."""
+        return ", ".join([*self.handlers, "OPTIONS"])
 
 
 class Collector:
     """Answers the paths of the HTTP door. Used on one event loop.
 
-    `reader` opens a reading end for reading back; `on_lost` hears of an error after which nothing
-    more may be acknowledged: the process has to end and recover from disk.
+    `gate` says who may do what; without it anyone may. `reader` opens a reading end for reading
+    back; `on_lost` hears of an error after which nothing more may be acknowledged: the process has
+    to end and recover from disk.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class Collector:
         clock: Clock,
         limits: Limits,
         *,
-        admit: Admit = admit_all,
+        gate: Gate | None = None,
         reader: Callable[[], AbstractContextManager[LogReader]] | None = None,
         on_lost: Callable[[HeadraceError], None] = lambda _: None,
     ) -> None:
@@ -95,22 +101,23 @@ class Collector:
         self.metrics = DoorMetrics([topic.name for topic in plan.topics])
         self.groups = Groups(log, clock, on_lost)
         self._clock = clock
-        self._admit = admit
+        self._gate = gate or OpenGate()
         self._thread = ThreadPoolExecutor(1, "collect-large")
         self._intakes = {topic.name: Intake(topic) for topic in plan.topics}
-        self._paths: dict[str, dict[str, Handler]] = {}
+        self._paths: dict[str, Place] = {}
         self._patterns: list[CompiledRoute] = []
         self._readback = Readback(reader or (lambda: nullcontext(log)), plan)
-        self._paths[TOPICS] = {"GET": self._readback.topics, "HEAD": self._readback.topics}
+        self._paths[TOPICS] = _read_only(self._readback.topics)
         for name, intake in self._intakes.items():
-            self._paths[f"{TOPICS}/{name}"] = {"POST": partial(self._append, intake)}
+            append = {"POST": partial(self._append, intake)}
+            self._paths[f"{TOPICS}/{name}"] = Place(f"{APPEND}{name}", append)
             records = partial(self._readback.records, name)
-            self._paths[f"{TOPICS}/{name}/records"] = {"GET": records, "HEAD": records}
+            self._paths[f"{TOPICS}/{name}/records"] = _read_only(records)
         for route in map(CompiledRoute, plan.routes):
             if route.parameters:
                 self._patterns.append(route)
             else:
-                self._paths[route.route.path] = self._route_handlers(route, {})
+                self._paths[route.route.path] = self._route(route, {})
 
     def close(self) -> None:
         """Release its threads; requests under way have ended before."""
@@ -119,38 +126,63 @@ class Collector:
 
     async def respond(self, request: Request) -> Response | None:
         """Return the answer to a request, or None if its path is not one of the door's."""
-        handlers = self._paths.get(request.path) or self._find(request.path)
-        if handlers is None:
+        place = self._paths.get(request.path) or self._find(request.path)
+        if place is None:
             return None
-        handler = handlers.get(request.method)
-        if handler is None:
-            return self._other_method(request.method, handlers)
         try:
-            return await handler(request)
+            response = await self._answer(place, request)
         except HeadraceError as error:
-            return refusal(error)
+            response = refusal(error)
         except Exception as error:  # noqa: BLE001 - the door stays open whatever one request does
-            return refusal(unexpected(error))
+            response = refusal(unexpected(error))
+        if request.headers.get("origin") is None:
+            return response
+        return self._readable(response, place, request)
 
-    def _find(self, path: str) -> dict[str, Handler] | None:
+    def identify(self, request: Request) -> None:
+        """Raise unless a request that is for another role comes from a client that is known."""
+        if request.path != OPEN_PATH:
+            self._gate.admit(request, "")
+
+    async def _answer(self, place: Place, request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return self._options(place, request)
+        client = self._gate.admit(request, place.scope)
+        handler = place.handlers.get(request.method)
+        if handler is None:
+            return method_not_allowed(request.method, place.allowed)
+        return await handler(request, client)
+
+    def _options(self, place: Place, request: Request) -> Response:
+        asked = self._gate.preflight(request, place.scope, place.allowed)
+        if asked is not None:
+            return asked
+        self._gate.admit(request, place.scope)
+        return Response(204, [("allow", place.allowed)])
+
+    def _readable(self, response: Response, place: Place, request: Request) -> Response:
+        """Let a page of another origin read an answer, if it may."""
+        if "access-control-allow-origin" in dict(response.headers):
+            return response
+        try:
+            return with_headers(response, *self._gate.cross_origin(request, place.scope))
+        except HeadraceError:
+            # The log cannot be read just now; the answer stands, only no page sees it.
+            return response
+
+    def _find(self, path: str) -> Place | None:
         found = find(self._patterns, path)
         if found is not None:
-            return self._route_handlers(*found)
+            return self._route(*found)
         if path.startswith(f"{TOPICS}/"):
-            return {"GET": _no_topic, "POST": _no_topic}
+            return Place("", {"GET": _no_topic, "POST": _no_topic})
         return None
 
-    def _route_handlers(
-        self, route: CompiledRoute, parameters: dict[str, str]
-    ) -> dict[str, Handler]:
-        handler = partial(self._event, route, self._intakes[route.route.topic], parameters)
-        return {"GET": handler, "POST": handler, "HEAD": partial(_head, route)}
-
-    def _other_method(self, method: str, handlers: dict[str, Handler]) -> Response:
-        allowed = ", ".join([*handlers, "OPTIONS"])
-        if method == "OPTIONS":
-            return Response(204, [("allow", allowed)])
-        return method_not_allowed(method, allowed)
+    def _route(self, route: CompiledRoute, parameters: dict[str, str]) -> Place:
+        topic = route.route.topic
+        handler = partial(self._event, route, self._intakes[topic], parameters)
+        handlers = {"GET": handler, "POST": handler, "HEAD": partial(_head, route)}
+        return Place(f"{APPEND}{topic}", handlers)
 
     async def _event(
         self,
@@ -158,8 +190,9 @@ class Collector:
         intake: Intake,
         parameters: dict[str, str],
         request: Request,
+        client: str,
     ) -> Response:
-        naming = self._naming(intake, request)
+        naming = _naming(request, client)
         body = await self._object_body(request) if request.method == "POST" else b""
         value = route.event(parameters, body, request.headers)
         records = Records([value])
@@ -189,9 +222,9 @@ class Collector:
             request.share.take(len(body))
         return body
 
-    async def _append(self, intake: Intake, request: Request) -> Response:
+    async def _append(self, intake: Intake, request: Request, client: str) -> Response:
         headers = request.headers
-        naming = self._naming(intake, request)
+        naming = _naming(request, client)
         form = form_of(headers.get("content-type"))
         compressed = is_compressed(headers.get("content-encoding"))
         wait = _waits(request.query) if request.query else True
@@ -243,11 +276,6 @@ class Collector:
         intake.add(records, dead, naming, received_at, batch)
         return batch, dead
 
-    def _naming(self, intake: Intake, request: Request) -> Naming:
-        scope = self._admit(request, intake.name)
-        headers = request.headers
-        return naming_of(scope, headers.get("idempotency-key"), headers.get("headrace-key"))
-
     def _told(self, n: int, dead: list[Dead], offsets: str) -> Response:
         """Return the answer to an append; without offsets it does not say that it is durable."""
         status = 200 if offsets else 202
@@ -266,7 +294,16 @@ class Collector:
         return Response(status, headers, msgspec.json.encode(told))
 
 
-async def _no_topic(request: Request) -> Response:
+def _read_only(handler: Handler) -> Place:
+    return Place(READ, {"GET": handler, "HEAD": handler})
+
+
+def _naming(request: Request, client: str) -> Naming:
+    headers = request.headers
+    return naming_of(client, headers.get("idempotency-key"), headers.get("headrace-key"))
+
+
+async def _no_topic(request: Request, client: str) -> Response:  # noqa: ARG001 - a handler
     raise Invalid(
         f"There is no topic at {request.path[:_PATH_LENGTH_MAX]}",
         hint=f"GET {TOPICS} lists the topics.",
@@ -274,7 +311,7 @@ async def _no_topic(request: Request) -> Response:
     )
 
 
-async def _head(route: CompiledRoute, request: Request) -> Response:  # noqa: ARG001 - a handler
+async def _head(route: CompiledRoute, request: Request, client: str) -> Response:  # noqa: ARG001
     # HEAD has to be safe: it answers as GET would and makes no event.
     return Response(route.reply.status, route.reply.headers)
 

@@ -30,8 +30,9 @@ from granian.server.embed import Server
 
 from headrace.collect.body import BodyReader
 from headrace.collect.bridge import Bridge
-from headrace.collect.collector import Admit, Collector, admit_all, unexpected
+from headrace.collect.collector import Collector, unexpected
 from headrace.collect.exchange import Request, refusal
+from headrace.collect.gate import Gate
 from headrace.collect.limits import Limits, Share
 from headrace.collect.metrics import Families, MetricsFile
 from headrace.model.clock import Clock
@@ -65,7 +66,9 @@ class Application:
         share = Share(self._collector.budget)
         headers = scope.headers
         read = partial(self.bodies.read, headers, protocol, share)
-        request = Request(scope.method, scope.path, scope.query_string, headers, read, share)
+        request = Request(
+            scope.method, scope.path, scope.query_string, headers, read, share, scope.client
+        )
         try:
             response = await self._collector.respond(request)
             if response is None:
@@ -79,6 +82,7 @@ class Application:
 
     async def _elsewhere(self, request: Request, scope: Any, protocol: Any) -> int:  # noqa: ANN401
         try:
+            self._collector.identify(request)
             if self._bridge is not None:
                 return await self._bridge.forward(request, scope.scheme, scope.client, protocol)
             error: HeadraceError = Invalid(
@@ -107,7 +111,7 @@ class HttpDoor:
         *,
         run_dir: Path,
         upstream: Path | None = None,
-        admit: Admit = admit_all,
+        gate: Gate | None = None,
         reader: Callable[[], AbstractContextManager[LogReader]] | None = None,
     ) -> None:
         self._limits = limits
@@ -117,7 +121,7 @@ class HttpDoor:
         self._lost: HeadraceError | None = None
         self._stopping = asyncio.Event()
         self._collector = Collector(
-            plan, log, clock, limits, admit=admit, reader=reader, on_lost=self._lose
+            plan, log, clock, limits, gate=gate, reader=reader, on_lost=self._lose
         )
 
     def run(

@@ -41,11 +41,11 @@ class Readback:
         """Release the thread."""
         self._thread.shutdown()
 
-    async def topics(self, request: Request) -> Response:  # noqa: ARG002 - a handler
+    async def topics(self, request: Request, client: str) -> Response:  # noqa: ARG002 - a handler
         """Answer `GET /v1/topics`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._list)
 
-    async def records(self, topic: str, request: Request) -> Response:
+    async def records(self, topic: str, request: Request, client: str) -> Response:  # noqa: ARG002
         """Answer `GET /v1/topics/{topic}/records?partition=&offset=&limit=`."""
         asked = parse_qs(request.query, keep_blank_values=True)
         partition = _number(asked, "partition", 0)

@@ -19,9 +19,10 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
-from headrace.collect.collector import Admit, admit_all
 from headrace.collect.door import HttpDoor
+from headrace.collect.gate import Gate, OpenGate, TokenGate
 from headrace.collect.limits import Limits
+from headrace.control.admission import Admission
 from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
 from headrace.log.wire import serve_door
 from headrace.model.clock import Clock
@@ -64,7 +65,6 @@ def run_collect(
     stop: threading.Event,
     ready: Callable[[], None],
     limits: Limits | None = None,
-    admit: Admit = admit_all,
 ) -> None:
     """Run the collector of a data directory until `stop` is set.
 
@@ -90,6 +90,10 @@ def run_collect(
         # 2
         stack.enter_context(closing(serve_door(log, layout.door)))
         # 3
+        gate: Gate = OpenGate()
+        if options.tokens:
+            tokens_log = stack.enter_context(closing(EmbeddedLogReader(layout.log)))
+            gate = TokenGate(Admission(tokens_log, clock))
         door = HttpDoor(
             plan,
             log,
@@ -97,7 +101,7 @@ def run_collect(
             limits,
             run_dir=layout.run,
             upstream=layout.serve,
-            admit=admit,
+            gate=gate,
             reader=lambda: closing(EmbeddedLogReader(layout.log)),
         )
         # What lives by now lives to the end, so it need not be looked through again.
