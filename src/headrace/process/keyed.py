@@ -88,7 +88,7 @@ class KeyedTables:
                 continue
             entries, staged = keyed.changed
             version = opened[keyed.spec.storage].snapshot.version
-            failpoint("keyed.3")
+            failpoint("keyed.1")
             keyed.index.put(entries, version)
             keyed.table.add(staged, version, epoch)
             keyed.changed = None

@@ -144,13 +144,13 @@ class KeyedTable:
         latest = self._latest(files)
         staged, gone = self._rewrite(latest) if latest.num_rows else ([], [])
         gone = list(self.snapshot.files) if self._anew else gone
-        failpoint("keyed.1")
+        failpoint("keyed.2")
         # 2
         last = taken[-1]
         contained = Contained(self.contained.table_id, last.version, last.epoch)
         self._commit(staged, gone, contained)
         self._anew = False
-        failpoint("keyed.2")
+        failpoint("keyed.3")
         for _ in taken:
             self._waiting.popleft()
         took_s = self._clock.monotonic_s() - began_s

@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from headrace.define.compatible import compatible
+from headrace.define.keyed import mark_of, read_mark
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, Fenced, Invalid, Unavailable
 from headrace.model.failpoint import failpoint
@@ -38,6 +39,7 @@ from headrace.process.views import ViewKeeper
 from headrace.stage.duplicates import IdIndex
 from headrace.stage.engine import Engine
 
+CHANGES = "changes/"
 _SYSTEM = {DEAD_LETTERS: DEAD_LETTER_SCHEMA, KNOWN_IDS: KNOWN_ID_SCHEMA}
 
 
@@ -159,22 +161,44 @@ def check_fit(plan: Plan, log: LogReader, tables: Tables) -> None:
         last = last_row(tables, ledger) if ledger else None
         with closing(Engine(threads=1)) as engine:
             existing = stored_columns(tables, engine) if last else {}
+            marks = stored_marks(tables) if last else {}
     except (Corrupt, Unavailable):
         return
-    check_plan(plan, existing)
+    check_plan(plan, existing, marks)
     check_log(log, last)
 
 
 def stored_columns(tables: Tables, engine: Engine) -> dict[str, tuple[Column, ...]]:
-    """Return the columns of every table that is stored, by its name in the plan."""
-    found = {n.removeprefix("tables/"): n for n in tables.names() if n.startswith("tables/")}
-    snapshots = {name: tables.snapshot(stored) for name, stored in found.items()}
-    return {name: engine.columns(snapshot) for name, snapshot in snapshots.items() if snapshot}
+    """Return the columns of every table that is stored: by name, changelogs as `changes/name`."""
+    found = {
+        name.removeprefix("tables/"): tables.snapshot(name)
+        for name in tables.names()
+        if name.startswith(("tables/", CHANGES))
+    }
+    return {name: engine.columns(snapshot) for name, snapshot in found.items() if snapshot}
 
 
-def check_plan(plan: Plan, existing: Mapping[str, Sequence[Column]]) -> None:
-    """Raise `Invalid` if a plan cannot go on with tables of these columns."""
-    if problems := compatible(plan, existing):
+def stored_marks(tables: Tables) -> dict[str, str]:
+    """Return by which columns each stored keyed table is kept, by its name: see `mark_of`.
+
+    A changelog carries it as a transaction id, which outlives every clean-up of its log.
+    """
+    found = {
+        n.removeprefix(CHANGES): tables.snapshot(n) for n in tables.names() if n.startswith(CHANGES)
+    }
+    return {
+        name: txn
+        for name, snapshot in found.items()
+        for txn in (snapshot.txns if snapshot else ())
+        if read_mark(txn)
+    }
+
+
+def check_plan(
+    plan: Plan, existing: Mapping[str, Sequence[Column]], marks: Mapping[str, str]
+) -> None:
+    """Raise `Invalid` if a plan cannot go on with tables of these columns and marks."""
+    if problems := compatible(plan, existing, marks):
         raise Invalid(
             "\n".join(p.message for p in problems),
             hint=problems[0].hint,
@@ -189,14 +213,16 @@ def adopt_plan(owner: Owner, engine: Engine) -> None:
     nothing from before is rolled forward into it.
     """
     epochs = owner.ledger.last.table_epochs if owner.ledger.last else {}
-    check_plan(owner.plan, stored_columns(owner.tables, engine))
+    check_plan(owner.plan, stored_columns(owner.tables, engine), stored_marks(owner.tables))
+    marks = {t.storage: mark_of(t.keyed) for t in owner.plan.tables if t.keyed}
     wanted = {t.storage: engine.arrow_schema(t.log_columns) for t in owner.plan.tables}
     for name, schema in (wanted | _SYSTEM).items():
         table = owner.opened.get(name) or owner.tables.open(name)
         if table is None and name in _SYSTEM and name in epochs:
             raise Corrupt(f"{name} is missing", hint="Restore the data directory from a backup.")
         if table is None:
-            txns = {owner.epoch_txn(name): epochs[name]} if name in epochs else None
+            txns = {owner.epoch_txn(name): epochs[name]} if name in epochs else {}
+            txns |= {marks[name]: 1} if name in marks else {}
             table = owner.tables.create(name, schema, txns=txns)
         owner.opened[name] = table
         check_epoch(owner, name)
