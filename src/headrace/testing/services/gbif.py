@@ -50,20 +50,7 @@ FIELDS = tuple(dict.fromkeys(PARAMETERS.values()))
 
 
 def _facts(record: Record) -> Facts:
-    return tuple(_values(field, record) for field in FIELDS)
-
-
-def _values(field: str, record: Record) -> tuple[Fact, ...]:
-    if field in READ:
-        return READ[field](record)
-    value = record.get(field)
-    if value is None:
-        return ()
-    if field in DATES:
-        return _day(value)
-    if isinstance(value, list):
-        return tuple(str(v) for v in value)
-    return (value if field in NUMBERS else str(value),)
+    return tuple(read(record) for read in READERS)
 
 
 def _day(text: str) -> tuple[Fact, ...]:
@@ -84,14 +71,29 @@ def _status(record: Record) -> tuple[Fact, ...]:
     return ("ABSENT" if absent else "PRESENT",)
 
 
-READ: dict[str, Callable[[Record], tuple[Fact, ...]]] = {
-    "taxonKey": lambda r: tuple(sorted({str(r[k]) for k in TAXON_KEYS if k in r})),
+Read = Callable[[Record], tuple[Fact, ...]]
+READ: dict[str, Read] = {
+    "taxonKey": lambda r: tuple({str(r[k]) for k in TAXON_KEYS if k in r}),
     "hasCoordinate": lambda r: ("true" if "decimalLatitude" in r else "false",),
     "license": lambda r: (LICENSES.get(r.get("license", ""), "UNSUPPORTED"),),
     "gadmGid": _areas,
     "occurrenceStatus": _status,
+    "issues": lambda r: tuple(r.get("issues", ())),
 }
 """Facts that are not simply a field of the record."""
+
+
+def _reader(field: str) -> Read:
+    if field in READ:
+        return READ[field]
+    if field in DATES:
+        return lambda r: _day(r[field]) if field in r else ()
+    if field in NUMBERS:
+        return lambda r: (r[field],) if field in r else ()
+    return lambda r: (str(r[field]),) if field in r else ()
+
+
+READERS = tuple(map(_reader, FIELDS))
 
 
 def _order(record: Record) -> tuple[int, int, int]:

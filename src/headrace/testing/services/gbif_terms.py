@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from headrace.testing.services.collection import Fact
@@ -66,7 +67,8 @@ def parse(field: str, text: str, *, first: bool) -> Fact:
     Raises `Refused`, in the words of the service where they are known.
     """
     if field in DATES:
-        return _day(text, first=first)
+        # GBIF parses bounds to whole days, and drops the time that is given with them.
+        return _day(text.split("/")[0].split("T")[0], first=first)
     if field in NUMBERS:
         try:
             return float(text) if field.startswith("decimal") else int(text)

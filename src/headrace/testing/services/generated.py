@@ -22,7 +22,9 @@ from headrace.testing.services.taxa import (
 
 BEGAN_US = 1_704_067_200_000_000
 """2024-01-01: generated records were last changed in the year from then on."""
-YEAR_FIRST, YEARS = 1900, 125
+YEARS = 125
+"""Records were observed in the years before 2025."""
+DATASETS = 24
 LICENSES = (
     "http://creativecommons.org/licenses/by-nc/4.0/legalcode",
     "http://creativecommons.org/licenses/by/4.0/legalcode",
@@ -63,7 +65,8 @@ class Generated(Sequence[Record]):
         self._records = records
         self._first = first
         self._taxa = taxa
-        self._datasets = [Draw(seed, "dataset", n).uuid() for n in range(8 + records // 2000)]
+        self._datasets = [Draw(seed, "dataset", n).uuid() for n in range(DATASETS)]
+        self._publishers = [Draw(seed, "publisher", n).uuid() for n in range(5)]
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -101,7 +104,7 @@ class GeneratedGbif(Generated):
         record: Record = {
             "key": key,
             "datasetKey": self._dataset(draw),
-            "publishingOrgKey": Draw(self._seed, "publisher", draw.below(5)).uuid(),
+            "publishingOrgKey": self._publishers[draw.below(5)],
             "publishingCountry": country.code,
             "protocol": "DWC_ARCHIVE",
             "lastCrawled": changed,
@@ -153,7 +156,7 @@ class GeneratedObis(Generated):
             # The ids of one seed differ in their beginning and come in no order, as real ones.
             "id": _scattered_uuid(self._seed, "obis", n),
             "dataset_id": self._dataset(draw),
-            "node_id": [Draw(self._seed, "node", draw.below(3)).uuid()],
+            "node_id": [self._publishers[draw.below(3)]],
             "basisOfRecord": "HumanObservation" if draw.one_in(2) else "PreservedSpecimen",
             "occurrenceID": f"urn:catalog:headrace:{draw.below(2 * (n + 1)):08d}",
             "catalogNumber": f"O-{n:08d}",
@@ -254,7 +257,7 @@ def gbif_taxon(taxon: Taxon, draw: Draw) -> dict[str, Any]:
         }
     key = 2_000_000 + taxon.number
     names = (kingdom.name, kingdom.phylum, kingdom.class_, kingdom.order, taxon.family, taxon.genus)
-    keys = (kingdom.gbif, *(_number(name) for name in names[1:]))
+    keys = (kingdom.gbif, *taxon.numbers)
     fields: dict[str, Any] = dict(zip((f"{r}Key" for r in GBIF_RANKS), keys, strict=True))
     fields |= dict(zip(GBIF_RANKS, names, strict=True))
     if draw.one_in(12):
@@ -286,23 +289,24 @@ def gbif_taxon(taxon: Taxon, draw: Draw) -> dict[str, Any]:
 def obis_taxon(taxon: Taxon, draw: Draw) -> dict[str, Any]:
     """Return what an OBIS record says of its species, with WoRMS numbers."""
     kingdom = taxon.kingdom
-    aphia = 100_000 + taxon.number
+    aphia = 2_000_000 + taxon.number
+    phylum, class_, order, family, genus = taxon.numbers
     fields: dict[str, Any] = {
         "kingdom": kingdom.name,
         "kingdomid": kingdom.aphia,
         "phylum": kingdom.phylum,
-        "phylumid": _number(kingdom.phylum),
+        "phylumid": phylum,
         "class": kingdom.class_,
-        "classid": _number(kingdom.class_),
+        "classid": class_,
         "order": kingdom.order,
-        "orderid": _number(kingdom.order),
+        "orderid": order,
         "family": taxon.family,
-        "familyid": _number(taxon.family),
+        "familyid": family,
         "genus": taxon.genus,
-        "genusid": _number(taxon.genus),
+        "genusid": genus,
     }
     if draw.one_in(12):
-        name, aphia = taxon.genus, _number(taxon.genus)
+        name, aphia = taxon.genus, genus
     else:
         name = taxon.species
         fields |= {"species": name, "speciesid": aphia}
@@ -352,11 +356,6 @@ def idigbio_moment(us: int) -> str:
 
 def _scattered_uuid(seed: int, service: str, n: int) -> str:
     return Draw(seed, service, "id", n).uuid()
-
-
-def _number(name: str) -> int:
-    """Return a taxon's number, below those of species."""
-    return 1000 + Draw(name).below(90_000)
 
 
 def _changed_us(draw: Draw) -> int:

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +24,7 @@ from headrace.testing.services import gbif
 from headrace.testing.services.control import Control
 from headrace.testing.services.exchange import Reply, Request, json_reply
 from headrace.testing.services.faults import Fault, instead
+from headrace.testing.services.report import Entry, Recorder
 from headrace.testing.services.stand_in import PREFIXES, RECORDS, StandIn
 
 HOST = "127.0.0.1"
@@ -120,8 +121,27 @@ class _Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class _Ended:
+    """Says once that a request has ended."""
+
+    def __init__(self, recorder: Recorder, entry: Entry, fault: str | None) -> None:
+        self._recorder, self._entry, self._fault = recorder, entry, fault
+        self._said = False
+
+    def end(self, status: int | None) -> None:
+        if not self._said:
+            self._said = True
+            self._recorder.end(self._entry, status, self._fault)
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Answers go out in several writes, and none may wait for the client's acknowledgement.
+    disable_nagle_algorithm = True
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401 - http.server's
@@ -159,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         stand_in = self.server.stand_in
         entry = stand_in.recorder.begin(name, request, self.path)
         fault = stand_in.faults.strike(name, self.path)
-        status = None
+        ended = _Ended(stand_in.recorder, entry, None if fault is None else fault.kind)
         try:
             within = Request(request.method, path, request.query, request.headers, request.body)
             reply = None if fault is None else instead(fault, stand_in.clock.now_us())
@@ -169,10 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
             if reply is None:
                 reply = stand_in.services[name].answer(within)
             stand_in.recorder.waits(entry, reply)
-            status = reply.status
-            self._send(reply, fault)
+            self._send(reply, fault, lambda: ended.end(reply.status))
         finally:
-            stand_in.recorder.end(entry, status, None if fault is None else fault.kind)
+            ended.end(None)
 
     def _send_all(self, replies: Iterator[bytes] | Reply) -> None:
         if isinstance(replies, Reply):
@@ -186,7 +205,13 @@ class _Handler(BaseHTTPRequestHandler):
         for line in replies:
             self.wfile.write(line)
 
-    def _send(self, reply: Reply, fault: Fault | None = None) -> None:
+    def _send(
+        self, reply: Reply, fault: Fault | None = None, before_last: Callable[[], None] = _nothing
+    ) -> None:
+        """Send a reply, wrongly if there is a fault; call `before_last` before its last byte.
+
+        Who has the last byte may ask again at once, and the request must not count as under way.
+        """
         kind = fault.kind if fault else None
         body = reply.body[: len(reply.body) // 2] if kind == "cut" else reply.body
         self.send_response(reply.status)
@@ -195,23 +220,26 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         for name, value in reply.headers.items():
             self.send_header(name, value)
-        self.end_headers()
         if self.command == "HEAD" or reply.status in {204, 304}:
-            return
+            body = b""
+        if not body:
+            before_last()
+        self.end_headers()
         if kind == "truncated":
-            self.wfile.write(body[: len(body) // 2])
+            body = body[: len(body) // 2]
             self.close_connection = True
-        elif fault is not None and kind == "slow":
-            self._trickle(body, fault.bytes_per_s)
+        if fault is not None and kind == "slow":
+            self._trickle(body[:-1], fault.bytes_per_s)
         else:
-            self.wfile.write(body)
+            self.wfile.write(body[:-1])
+        before_last()
+        self.wfile.write(body[-1:])
 
     def _trickle(self, body: bytes, bytes_per_s: int) -> None:
         size = max(1, round(bytes_per_s * SLICE_S))
         for begin in range(0, len(body), size):
             if self.server.stand_in.clock.wait(self.server.stopping, SLICE_S):
-                self.close_connection = True
-                return
+                raise ConnectionAbortedError
             self.wfile.write(body[begin : begin + size])
 
     def _break(self, fault: Fault) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
+ENOUGH = 1 << 128
+"""While so much is left of a digest, what is drawn from it is as good as even."""
+
 
 class Draw:
     """A run of numbers that only its seed decides: chance that is the same everywhere."""
@@ -13,28 +16,31 @@ class Draw:
         """Start from the words of the seed."""
         self._seed = "/".join(map(str, seed)).encode()
         self._turn = 0
-        self._words: list[int] = []
+        self._rest = 0
 
     def below(self, limit: int) -> int:
         """Return a whole number in [0, limit)."""
-        if not self._words:
-            digest = hashlib.blake2b(self._seed + b"/%d" % self._turn).digest()
-            self._words = [int.from_bytes(digest[n : n + 4], "big") for n in range(0, 64, 4)]
-            self._turn += 1
-        return self._words.pop() % limit
+        if self._rest < ENOUGH:
+            self._rest = int.from_bytes(self._digest(), "big")
+        self._rest, number = divmod(self._rest, limit)
+        return number
 
     def one_in(self, times: int) -> bool:
         """Return True once in so many times."""
         return self.below(times) == 0
 
     def hex(self, digits: int) -> str:
-        """Return hexadecimal digits."""
-        return "".join(f"{self.below(1 << 32):08x}" for _ in range(-(-digits // 8)))[:digits]
+        """Return hexadecimal digits, at most 128."""
+        return self._digest().hex()[:digits]
 
     def uuid(self) -> str:
         """Return a UUID of version 4."""
         h = self.hex(32)
         return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-8{h[17:20]}-{h[20:]}"
+
+    def _digest(self) -> bytes:
+        self._turn += 1
+        return hashlib.blake2b(self._seed + b"/%d" % self._turn).digest()
 
 
 class Kingdom(NamedTuple):
@@ -91,6 +97,8 @@ class Taxon(NamedTuple):
     genus: str
     epithet: str
     author: str
+    numbers: tuple[int, int, int, int, int]
+    """Of its phylum, class, order, family and genus, below those of species."""
 
     @property
     def species(self) -> str:
@@ -131,7 +139,11 @@ def _taxon(seed: int, number: int) -> Taxon:
     epithet = f"{EPITHETS[draw.below(8)]}-{MARKS[draw.below(8)]}{_letters(number)}"
     author = AUTHORS[draw.below(len(AUTHORS))]
     name = STEMS[family % len(STEMS)] + _letters(family) + "idae"
-    return Taxon(number, kingdom, name, genus.capitalize(), epithet, author)
+    genus = genus.capitalize()
+    higher = (kingdom.phylum, kingdom.class_, kingdom.order, name, genus)
+    phylum, class_, order, family_, genus_ = (1000 + Draw(h).below(900_000) for h in higher)
+    numbers = (phylum, class_, order, family_, genus_)
+    return Taxon(number, kingdom, name, genus, epithet, author, numbers)
 
 
 def _letters(number: int) -> str:
