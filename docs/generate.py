@@ -23,6 +23,8 @@ from headrace.collect.limits import Limits
 from headrace.model import plan as plans
 from headrace.model.failpoint import FAILPOINTS
 from headrace.model.options import declared
+from headrace.serve.access import SCHEME
+from headrace.serve.documentation import distinct
 from headrace.serve.openapi import openapi
 from headrace.testing.kit import Case, PipelineKit, Step
 
@@ -93,27 +95,35 @@ def http() -> str:
         NOTE,
         described["info"]["description"],
         "Each pipeline describes itself, names and columns, at `/openapi.json` and `/docs`.",
+        "A scope is what a token has to have where a pipeline asks for tokens.",
         'Errors, on every path: `{"error": {"code": "…", "message": "…", "hint": "…"}}`.',
     ]
     for path, operations in described["paths"].items():
-        methods = ", ".join(method.upper() for method in operations)
-        operation = operations.get("post") or operations["get"]
-        parts.append(f"## {methods} `{path}`")
-        parts.append(f"{operation['summary']}. {operation.get('description', '')}".strip())
-        rows = [
-            (f"`{p['name']}`", p["in"], p["schema"].get("type", ""), p.get("description", ""))
-            for p in operation.get("parameters", [])
-        ]
-        if rows:
-            parts.append(_table(("parameter", "in", "type", ""), rows))
-        answers = [
-            (status, answer["description"], ", ".join(f"`{t}`" for t in answer["content"]))
-            for status, answer in operation["responses"].items()
-        ]
-        parts.append(_table(("status", "", "content"), answers))
+        for methods, operation in distinct(operations):
+            parts += _operation(path, methods, operation)
     parts.append("## Limits")
     parts.append(_table(("limit", "value", ""), _documented_fields(Limits)))
     return "\n\n".join(parts)
+
+
+def _operation(path: str, methods: str, operation: dict[str, Any]) -> list[str]:
+    parts = [f"## {methods} `{path}`"]
+    scopes = [f"`{scope}`" for way in operation["security"] for scope in way[SCHEME]]
+    asked = f"Scope: {scopes[0]}." if scopes else "Asks for no token."
+    parts.append(f"{operation['summary']}. {operation.get('description', '')}".strip())
+    parts.append(asked)
+    rows = [
+        (f"`{p['name']}`", p["in"], p["schema"].get("type", ""), p.get("description", ""))
+        for p in operation.get("parameters", [])
+    ]
+    if rows:
+        parts.append(_table(("parameter", "in", "type", ""), rows))
+    answers = [
+        (status, answer["description"], ", ".join(f"`{t}`" for t in answer["content"]))
+        for status, answer in operation["responses"].items()
+    ]
+    parts.append(_table(("status", "", "content"), answers))
+    return parts
 
 
 def _every_path() -> plans.Plan:
@@ -128,6 +138,7 @@ def _every_path() -> plans.Plan:
         queries=(
             plans.Query("/your/query", "", (plans.QueryParameter("parameter", "string"),), ()),
         ),
+        options=plans.Options(tokens=True),
     )
 
 

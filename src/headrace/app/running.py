@@ -10,6 +10,7 @@ from contextlib import closing
 
 from headrace.app.supervisor import ROLES_IN_ORDER, Address, Supervisor
 from headrace.collect.door import refuse_taken_port
+from headrace.control.tokens import any_live
 from headrace.log.embedded import EmbeddedLogReader
 from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
@@ -62,8 +63,14 @@ def run_pipeline(
             repair(tables)
         with closing(EmbeddedLogReader(layout.log)) as log:
             check_fit(plan, log, tables)
+            if plan.options.tokens and not any_live(log, clock):
+                say(f"every path asks for a token, and there is none; {_make_one(layout)}")
 
     supervisor.run(until_idle=until_idle, check=check, ready=ready)
+
+
+def _make_one(layout: Layout) -> str:
+    return f"make one: headrace tokens create --scope admin --data {layout.root}"
 
 
 def at_loopback(address: Address, *, insecure_bind: bool) -> Address:

@@ -63,8 +63,8 @@ class Admission:
             raise _unauthorized()
         if not token.allows(scope):
             raise Invalid(
-                "The token does not allow this",
-                hint=f"Use one with the scope {scope}.",
+                f"This asks for the scope {scope}, which the token does not have",
+                hint=f"Use a token with it: headrace tokens create --scope {scope}.",
                 code="forbidden",
             )
         if token.kind == "browser" and (origin or "").lower() not in token.origins:

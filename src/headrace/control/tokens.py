@@ -184,6 +184,12 @@ def listed(log: LogReader) -> list[Token]:
     return sorted(found, key=lambda t: (-t.created_at_us, t.id))
 
 
+def any_live(log: LogReader, clock: Clock) -> bool:
+    """Return whether any token is good now."""
+    now_us = clock.now_us()
+    return any(token.state(now_us) == "live" for token in listed(log))
+
+
 def find(log: LogReader, token_id: str) -> Token | None:
     """Return a token by its id."""
     entry = log.get(PREFIX + token_id)

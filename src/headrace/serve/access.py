@@ -7,13 +7,18 @@ the port.
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 
 from headrace.control.admission import OPEN_PATH, Admission
-from headrace.control.tokens import ADMIN, READ
+from headrace.control.tokens import ADMIN, APPEND, READ
 from headrace.model.errors import Internal
 from headrace.model.plan import Plan
 from headrace.serve.dashboard import dashboard_paths
+
+SCHEME = "token"
+"""What the OpenAPI document calls the way to show a token."""
 
 OPEN = ""
 """Not a scope: the path is answered without a token."""
@@ -48,6 +53,22 @@ def scope_of(method: str, path: str, plan: Plan) -> str:
     if (method, path) not in declared:
         raise Internal(f"No scope is declared for {method} {path}", hint="Name it in SCOPES.")
     return declared[method, path]
+
+
+def secure(paths: dict[str, dict[str, Any]], plan: Plan) -> None:
+    """Write into the paths of an OpenAPI document which scope each asks for."""
+    named = {route.path: f"{APPEND}{route.topic}" for route in plan.routes}
+    named |= {f"/v1/topics/{t.name}": f"{APPEND}{t.name}" for t in plan.topics}
+    named |= {f"/v1/topics/{t.name}/records": READ for t in plan.topics}
+    named["/v1/topics"] = READ
+    alike = {f"/v1/tables/{t.name}": "/v1/tables/{table}" for t in plan.tables}
+    alike |= {f"/v1/views/{v.name}": "/v1/views/{view}" for v in plan.views}
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            scope = named.get(path)
+            if scope is None:
+                scope = scope_of(method.upper(), alike.get(path, path), plan)
+            operation["security"] = [{SCHEME: [scope]}] if scope else []
 
 
 class Access:

@@ -19,7 +19,7 @@ def documentation_page(described: Json) -> Response:
     """Return the page of an OpenAPI document."""
     by_tag: dict[str, list[str]] = {}
     for path, operations in described["paths"].items():
-        for methods, operation in _distinct(operations):
+        for methods, operation in distinct(operations):
             tag = operation["tags"][0]
             by_tag.setdefault(tag, []).append(_operation(methods, path, operation))
     parts = [
@@ -34,8 +34,8 @@ def documentation_page(described: Json) -> Response:
     return html_response(f"{info['title']}: HTTP", head + "".join(parts), class_="text")
 
 
-def _distinct(operations: Json) -> list[tuple[str, Json]]:
-    """Return a path's operations, with those that say the same of themselves as one."""
+def distinct(operations: Json) -> list[tuple[str, Json]]:
+    """Return a path's operations behind their methods; those that say the same are one."""
     found: dict[str, tuple[list[str], Json]] = {}
     for method, operation in operations.items():
         found.setdefault(operation["summary"], ([], operation))[0].append(method.upper())

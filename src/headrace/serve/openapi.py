@@ -10,8 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from headrace.control.tokens import LIFETIME_S_DEFAULT, LIFETIME_S_MAX
 from headrace.model.plan import DEAD_LETTER_SCHEMA, Column, Plan, Query, QueryParameter, Route
 from headrace.model.schema import Schema, Type
+from headrace.serve.access import SCHEME, secure
 from headrace.serve.arguments import WAIT_S_MAX
 from headrace.serve.dashboard import dashboard_paths
 from headrace.serve.formats import MEDIA_TYPES
@@ -48,6 +50,11 @@ def openapi(plan: Plan) -> Json:
         paths[query.path] = {"get": _query(query)}
     paths.update(_dead_letter_paths())
     paths.update(_server_paths(plan))
+    security: Json = {}
+    if plan.options.tokens:
+        paths.update(_token_paths())
+        security = {"securitySchemes": {SCHEME: {"type": "http", "scheme": "bearer"}}}
+        secure(paths, plan)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -57,7 +64,10 @@ def openapi(plan: Plan) -> Json:
             "X-Headrace-Version and X-Headrace-Offsets what it read and up to where that is true.",
         },
         "paths": paths,
-        "components": {"schemas": {"Error": _error_schema(), "Append": _append_schema()}},
+        "components": {
+            "schemas": {"Error": _error_schema(), "Append": _append_schema()},
+            **security,
+        },
     }
 
 
@@ -226,6 +236,37 @@ def _act(done: str, summary: str, more: Json) -> Json:
     body = {"type": "object", "properties": properties, "required": ["ids"]}
     operation["requestBody"] = {"required": True, "content": _json_content(body)}
     return operation
+
+
+def _token_paths() -> dict[str, Json]:
+    text, texts = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
+    lifetime = {"type": "number", "default": LIFETIME_S_DEFAULT, "maximum": LIFETIME_S_MAX}
+    kind = {"type": "string", "enum": ["api", "browser"], "default": "api"}
+    asked = {"scopes": texts, "name": text, "kind": kind, "origins": texts, "lifetime_s": lifetime}
+    times = {n: {"type": ["string", "null"]} for n in ("created_at", "expires_at", "revoked_at")}
+    kept: Json = {"id": text, "name": text, "kind": text, "state": text, **times}
+    kept |= {"scopes": texts, "origins": texts}
+    token = {"type": "object", "properties": kept}
+    made = {"type": "object", "properties": {**kept, "token": text}}
+    create = _operation("Make a token", "tokens")
+    create["description"] = (
+        "The answer is the only one that holds it. It ends by itself, at the latest with the token "
+        "that asks for it."
+    )
+    body = {"type": "object", "properties": asked, "required": ["scopes"]}
+    create["requestBody"] = {"required": True, "content": _json_content(body)}
+    create["responses"]["201"] = {"description": "Made", "content": _json_content(made)}
+    listing = {"type": "object", "properties": {"tokens": {"type": "array", "items": token}}}
+    revoke = _get("Revoke a token, and those that it made", "tokens", _json_content(token))
+    revoke["description"] = "It is refused everywhere within two seconds."
+    revoke["parameters"] = [{"name": "token", "in": "path", "required": True, "schema": text}]
+    return {
+        "/v1/tokens": {
+            "get": _get("List the tokens", "tokens", _json_content(listing)),
+            "post": create,
+        },
+        "/v1/tokens/{token}": {"delete": revoke},
+    }
 
 
 def _server_paths(plan: Plan) -> dict[str, Json]:

@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "tables": "headrace.app.cli.tables:tables",
     "sql": "headrace.app.cli.sql:sql",
     "dlq": "headrace.app.cli.dlq:dlq",
+    "tokens": "headrace.app.cli.tokens:tokens",
     "load": "headrace.app.cli.load:load",
     "outputs": "headrace.app.cli.outputs:outputs",
     "backup": "headrace.app.cli.backup:backup",

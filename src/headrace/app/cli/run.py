@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
 
 import click
+import msgspec
 
 from headrace.app.cli.options import data_option, pipeline_argument
 from headrace.app.cli.printing import print_rows
@@ -36,6 +38,8 @@ def _roles(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
               help="Some roles alone, by comma: collect,process,serve,pull.")  # fmt: skip
 @click.option("--insecure-bind", is_flag=True,
               help="Listen where other machines reach it, without a certificate.")  # fmt: skip
+@click.option("--tokens", "with_tokens", is_flag=True,
+              help="Ask for a token on every path, as the option tokens=True does.")  # fmt: skip
 @click.option("--until-idle", is_flag=True,
               help="End when the sources are read and everything is committed.")  # fmt: skip
 def run(
@@ -46,6 +50,7 @@ def run(
     roles: tuple[str, ...],
     *,
     insecure_bind: bool,
+    with_tokens: bool,
     until_idle: bool,
 ) -> None:
     """Run a pipeline until it is interrupted: take events, fill tables and views, answer queries.
@@ -53,6 +58,9 @@ def run(
     What was acknowledged is durable whenever the run ends, and the next one goes on from there.
     """
     plan, address = require_plan(pipeline), Address(host, port)
+    if with_tokens:
+        asking = dataclasses.replace(plan.options, tokens=True)
+        plan = msgspec.structs.replace(plan, options=asking)
     shown = f"[{host}]" if ":" in host else host
     run_pipeline(
         plan,
