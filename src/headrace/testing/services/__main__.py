@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from headrace.model.errors import HeadraceError
+from headrace.testing.services import gbif
 from headrace.testing.services.server import services
 from headrace.testing.services.stand_in import RECORDS
 
@@ -22,13 +23,14 @@ from headrace.testing.services.stand_in import RECORDS
 )
 @click.option("--records", type=int, default=RECORDS, help="Generated records a service.")
 @click.option("--seed", type=int, default=0, help="What the generated records depend on.")
-def main(port: int, data: Path | None, records: int, seed: int) -> None:
+@click.option("--wall", type=int, default=gbif.WALL, help="Most that GBIF's pages reach.")
+def main(port: int, data: Path | None, records: int, seed: int, wall: int) -> None:
     """Serve stand-ins of GBIF, OBIS and iDigBio. The first line says where."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with services(data=data, records=records, seed=seed, port=port) as running:
+        with services(data=data, records=records, seed=seed, wall=wall, port=port) as running:
             click.echo(running.url)
             stop.wait()
     except (HeadraceError, OSError) as error:

@@ -140,6 +140,11 @@ class Collection:
         """Return what the record under a key has of a field."""
         return self._about[key][1][self._field[field]]
 
+    def distinct(self, field: str) -> list[Fact]:
+        """Return the values that records have of a field."""
+        with self._lock:
+            return list(self._where(field))
+
     def counts(self, field: str, keys: Sequence[str]) -> dict[Fact, int]:
         """Return how many of the records have each value of a field."""
         n = self._field[field]

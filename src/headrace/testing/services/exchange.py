@@ -58,6 +58,14 @@ def text_reply(text: str, status: int) -> Reply:
     return Reply(status, text.encode(), TEXT)
 
 
+def not_played(what: str) -> Reply:
+    """Return the reply to what the real service can do and its stand-in cannot.
+
+    To pass it over would answer another question than was asked.
+    """
+    return text_reply(f"The stand-in does not know how to do this: {what}", 501)
+
+
 class Service(Protocol):
     """One of the three services: answers requests over its collection of records."""
 

@@ -23,12 +23,22 @@ from headrace.testing.services.collection import (
     Shape,
     Test,
 )
-from headrace.testing.services.exchange import Reply, Request, copied, json_reply, text_reply
+from headrace.testing.services.exchange import (
+    Reply,
+    Request,
+    copied,
+    json_reply,
+    not_played,
+    text_reply,
+)
 from headrace.testing.services.gbif_downloads import Downloads
 from headrace.testing.services.gbif_predicate import test
 from headrace.testing.services.gbif_terms import (
+    BY_FACET_NAME,
     DATES,
     LICENSES,
+    NAMES,
+    NOT_PLAYED,
     NUMBERS,
     PARAMETERS,
     TAXON,
@@ -44,9 +54,13 @@ LIMIT_MAX = 300
 LIMIT = 20
 WALL = 100_001
 """Most that `offset` + `limit` may be. The documentation says 100,000; the server, this."""
-FACET_LIMIT = 10
+FACET = (0, 10, 1)
+"""Where a facet's values begin, how many are given and what they count at least, if not said."""
 CACHED = "public, max-age=600"
 FIELDS = tuple(dict.fromkeys(PARAMETERS.values()))
+
+
+Read = Callable[[Record], tuple[Fact, ...]]
 
 
 def _facts(record: Record) -> Facts:
@@ -65,18 +79,31 @@ def _areas(record: Record) -> tuple[Fact, ...]:
     return tuple(level["gid"] for level in levels if "gid" in level)
 
 
+def _area(level: int) -> Read:
+    return lambda r: _one(((r.get("gadm") or {}).get(f"level{level}") or {}).get("gid"))
+
+
+def _one(value: Fact | None) -> tuple[Fact, ...]:
+    return () if value is None else (value,)
+
+
+def _names(record: Record) -> tuple[Fact, ...]:
+    return tuple({record[n].lower() for n in NAMES if n in record})
+
+
 def _status(record: Record) -> tuple[Fact, ...]:
     # Records of before 2020 have the verbatim word, or none, and were all presences.
     absent = record.get("occurrenceStatus", "").upper() == "ABSENT"
     return ("ABSENT" if absent else "PRESENT",)
 
 
-Read = Callable[[Record], tuple[Fact, ...]]
 READ: dict[str, Read] = {
     "taxonKey": lambda r: tuple({str(r[k]) for k in TAXON_KEYS if k in r}),
     "hasCoordinate": lambda r: ("true" if "decimalLatitude" in r else "false",),
     "license": lambda r: (LICENSES.get(r.get("license", ""), "UNSUPPORTED"),),
     "gadmGid": _areas,
+    "name": _names,
+    **{f"gadmLevel{n}Gid": _area(n) for n in range(4)},
     "occurrenceStatus": _status,
     "issues": lambda r: tuple(r.get("issues", ())),
 }
@@ -119,6 +146,8 @@ class Gbif:
 
     def answer(self, request: Request) -> Reply:
         """Answer as the real service would."""
+        if unknown := NOT_PLAYED & request.query.keys():
+            return not_played(", ".join(sorted(unknown)))
         try:
             return self._answer(request)
         except Refused as refused:
@@ -175,9 +204,18 @@ class Gbif:
             raise Refused(f"Cannot parse the request: {error}") from None
         limit, offset = int(asked.get("limit", LIMIT)), int(asked.get("offset", 0))
         limit = self._paged(limit, offset)
+        if asked.get("q"):
+            return not_played("q")
         predicate = asked.get("predicate")
         found = self.collection.select((test(predicate),) if predicate else ())
-        return self._page(found, offset, limit, [])
+        about = (asked.get("facetOffset"), asked.get("facetLimit"), asked.get("facetMinCount"))
+        begin, most, least = (d if n is None else int(n) for n, d in zip(about, FACET, strict=True))
+        facets = [
+            self._facet(BY_FACET_NAME[name], found, begin, most, least)
+            for name in asked.get("facets", ())
+            if name in BY_FACET_NAME
+        ]
+        return self._page(found, offset, limit, facets)
 
     def _paged(self, limit: int, offset: int) -> int:
         limit = min(limit, LIMIT_MAX)
@@ -200,22 +238,29 @@ class Gbif:
         return json_reply(body, Cache_Control=CACHED)
 
     def _facets(self, request: Request, found: Sequence[str]) -> list[dict[str, Any]]:
-        least = request.number("facetMincount", 1)
+        begin, most, least = FACET
+        begin, most = request.number("facetOffset", begin), request.number("facetLimit", most)
+        least = request.number("facetMincount", least)
         return [
-            {
-                "field": facet_name(facet),
-                "counts": _most(
-                    self.collection.counts(PARAMETERS[facet], found),
-                    request.number(f"{facet}.facetOffset", request.number("facetOffset", 0)),
-                    request.number(
-                        f"{facet}.facetLimit", request.number("facetLimit", FACET_LIMIT)
-                    ),
-                    least,
-                ),
-            }
-            for facet in request.query.get("facet", [])
-            if facet in PARAMETERS
+            self._facet(
+                name,
+                found,
+                request.number(f"{name}.facetOffset", begin),
+                request.number(f"{name}.facetLimit", most),
+                least,
+            )
+            for name in request.query.get("facet", [])
+            if name in PARAMETERS
         ]
+
+    def _facet(
+        self, name: str, found: Sequence[str], begin: int, most: int, least: int
+    ) -> dict[str, Any]:
+        """Return how many records have each value, the most frequent values first."""
+        counted = self.collection.counts(PARAMETERS[name], found).items()
+        ordered = sorted(counted, key=lambda item: (-item[1], str(item[0])))
+        counts = [{"name": str(n), "count": count} for n, count in ordered if count >= least]
+        return {"field": facet_name(name), "counts": counts[begin : begin + most]}
 
     def _dataset(self, key: str, request: Request) -> Reply:
         if not re.fullmatch(r"[0-9a-f-]{36}", key):
@@ -261,12 +306,6 @@ def _test(name: str, values: list[str]) -> Test:
             high=parse(field, values[0], first=False),
         )
     return Condition(field, tuple(parse(field, v, first=True) for v in values))
-
-
-def _most(counts: Mapping[Fact, int], offset: int, limit: int, least: int) -> list[dict[str, Any]]:
-    most = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
-    most = [item for item in most if item[1] >= least]
-    return [{"name": str(n), "count": count} for n, count in most[offset : offset + limit]]
 
 
 def _not_found(request: Request) -> Reply:

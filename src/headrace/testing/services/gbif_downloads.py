@@ -1,7 +1,9 @@
 """GBIF's downloads: asked for with a predicate, made while one polls, fetched as a zip.
 
-A request needs basic authentication and is answered 201 with the key as plain words. At most three
-may be under way for a user: one more is refused with 420. Archives are those of the real service in
+A request needs basic authentication and is answered 201 with the key as plain words. The same
+request by the same user within 48 hours is answered with the key that it had. At most three may be
+under way for a user: one more is refused with 420. A finished download redirects to its file, of
+which a range may be asked for. Archives are those of the real service in
 form: tab-separated `occurrence.txt` with one line of names, described by `meta.xml`.
 """
 
@@ -10,8 +12,10 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import re
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,15 +23,17 @@ import msgspec
 
 from headrace.model.clock import Clock
 from headrace.testing.services.collection import Collection, Record
-from headrace.testing.services.exchange import Reply, Request, json_reply, text_reply
+from headrace.testing.services.exchange import TEXT, Reply, Request, json_reply, text_reply
 from headrace.testing.services.gbif_predicate import test
 from headrace.testing.services.gbif_terms import LICENSES, Refused
 from headrace.testing.services.moments import DAY_US, millis_text
 
+ZIP = "application/zip"
 SIMULTANEOUS_MAX = 3
 POLLS = 2
 """How often a download is asked after before it is there: once preparing, once running."""
-UNDER_WAY = ("PREPARING", "RUNNING", "SUSPENDED")
+SAME_US = 2 * DAY_US
+UNDER_WAY = ("PREPARING", "RUNNING")
 
 DC, DWC, GBIF = (
     "http://purl.org/dc/terms/",
@@ -67,6 +73,8 @@ class Download(msgspec.Struct):
     modified_us: int
     polls: int = 0
     cancelled: bool = False
+    archive: bytes | None = None
+    """Made when it is there."""
 
 
 class Downloads:
@@ -88,9 +96,11 @@ class Downloads:
             case "DELETE", ["request", key]:
                 return self._cancel(key, request)
             case "GET", ["request", name]:
-                return self._archive(name.removesuffix(".zip"))
+                return self._result(name.removesuffix(".zip"), request)
+            case "GET", ["file", name]:
+                return self._file(name.removesuffix(".zip"), request)
             case "GET", [key]:
-                return self._status(key)
+                return self._status(key, request)
         return text_reply("Download was not found", 404)
 
     def _request(self, request: Request) -> Reply:
@@ -104,19 +114,24 @@ class Downloads:
         predicate = asked.get("predicate")
         keys = list(self._collection.select((test(predicate),) if predicate else ()))
         with self._lock:
-            under_way = [d for d in self._all.values() if d.user == user and self._is_under_way(d)]
-            if len(under_way) >= SIMULTANEOUS_MAX:
-                return text_reply(
-                    "A download limitation is exceeded:\n"
-                    f"User {user} has too many simultaneous downloads; the limit is "
-                    f"{SIMULTANEOUS_MAX}.\nPlease wait for some to complete, or cancel any "
-                    "unwanted downloads.  See your user page.\n",
-                    420,
-                )
+            mine = [d for d in self._all.values() if d.user == user]
+            for same in mine:
+                if self._is_same(same, asked):
+                    return Reply(201, same.key.encode())
+            if sum(_state(d, self.polls) in UNDER_WAY for d in mine) >= SIMULTANEOUS_MAX:
+                return _too_many(user)
             now_us = self._clock.now_us()
             key = f"{len(self._all) + 1:07d}-{now_us // 1000}"
             self._all[key] = Download(key, user, asked, keys, now_us, now_us)
         return Reply(201, key.encode())
+
+    def _is_same(self, download: Download, asked: dict[str, Any]) -> bool:
+        """Return whether a download of lately is what is asked for, in the same format."""
+        return (
+            not download.cancelled
+            and self._clock.now_us() - download.created_us < SAME_US
+            and all(download.request.get(n) == asked.get(n) for n in ("predicate", "format"))
+        )
 
     def _cancel(self, key: str, request: Request) -> Reply:
         user = _user(request)
@@ -128,25 +143,18 @@ class Downloads:
         found.cancelled = True
         return Reply(204)
 
-    def _is_under_way(self, download: Download) -> bool:
-        return self._state(download) in UNDER_WAY
-
-    def _state(self, download: Download) -> str:
-        if download.cancelled:
-            return "CANCELLED"
-        if download.polls > self.polls:
-            return "SUCCEEDED"
-        return "PREPARING" if download.polls <= 1 else "RUNNING"
-
-    def _status(self, key: str) -> Reply:
+    def _status(self, key: str, request: Request) -> Reply:
         found = self._all.get(key)
         if found is None:
             return text_reply("Download was not found", 404)
+        records = [r for k in found.keys if (r := self._collection.get(k)) is not None]
         with self._lock:
             found.polls += 1
             found.modified_us = self._clock.now_us()
-        done = self._state(found) == "SUCCEEDED"
-        records = [r for k in found.keys if (r := self._collection.get(k)) is not None]
+            state = _state(found, self.polls)
+            if state == "SUCCEEDED" and found.archive is None:
+                found.archive = archive(key, records)
+        done = state == "SUCCEEDED"
         body = {
             "key": key,
             **({"doi": f"10.15468/dl.{key[:7]}"} if done else {}),
@@ -155,22 +163,58 @@ class Downloads:
             "created": millis_text(found.created_us),
             "modified": millis_text(found.modified_us),
             "eraseAfter": millis_text(found.created_us + 180 * DAY_US),
-            "status": self._state(found),
-            "downloadLink": f"/gbif/v1/occurrence/download/request/{key}.zip",
-            "size": len(archive(key, records)) if done else 0,
+            "status": state,
+            "downloadLink": f"{_base(request)}/request/{key}.zip",
+            "size": len(found.archive or b""),
             "totalRecords": len(found.keys),
             "numberDatasets": len({r["datasetKey"] for r in records}) if done else 0,
         }
         return json_reply(body)
 
-    def _archive(self, key: str) -> Reply:
+    def _result(self, key: str, request: Request) -> Reply:
         found = self._all.get(key)
-        if found is None or self._state(found) != "SUCCEEDED":
-            return text_reply("Download was not found", 404)
-        records = (r for k in found.keys if (r := self._collection.get(k)) is not None)
-        name = f"{key}.zip"
-        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-        return Reply(200, archive(key, records), "application/zip", headers)
+        if found is None or found.archive is None or found.cancelled:
+            return text_reply('"Download with this key not found."\n', 404)
+        return Reply(
+            302, content_type=TEXT, headers={"Location": f"{_base(request)}/file/{key}.zip"}
+        )
+
+    def _file(self, key: str, request: Request) -> Reply:
+        found = self._all.get(key)
+        if found is None or found.archive is None:
+            return text_reply("Not Found", 404)
+        whole = found.archive
+        headers = {"Accept-Ranges": "bytes", "ETag": f'"{len(whole):x}-{zlib.crc32(whole):x}"'}
+        asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+        if asked is None:
+            return Reply(200, whole, ZIP, headers)
+        begin = int(asked[1])
+        if begin >= len(whole):
+            return Reply(416, b"", ZIP, {"Content-Range": f"bytes */{len(whole)}"})
+        headers["Content-Range"] = f"bytes {begin}-{len(whole) - 1}/{len(whole)}"
+        return Reply(206, whole[begin:], ZIP, headers)
+
+
+def _state(download: Download, polls: int) -> str:
+    if download.cancelled:
+        return "CANCELLED"
+    if download.polls > polls:
+        return "SUCCEEDED"
+    return "PREPARING" if download.polls <= 1 else "RUNNING"
+
+
+def _too_many(user: str) -> Reply:
+    return text_reply(
+        "A download limitation is exceeded:\n"
+        f"User {user} has too many simultaneous downloads; the limit is {SIMULTANEOUS_MAX}.\n"
+        "Please wait for some to complete, or cancel any unwanted downloads.  "
+        "See your user page.\n",
+        420,
+    )
+
+
+def _base(request: Request) -> str:
+    return f"http://{request.headers.get('host', '')}/gbif/v1/occurrence/download"
 
 
 def archive(key: str, records: Iterable[Record]) -> bytes:

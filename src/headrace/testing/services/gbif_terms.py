@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 from headrace.testing.services.collection import Fact
@@ -25,13 +24,19 @@ PARAMETERS = {
     **{name: name for name in ("modified", "license", "continent", "stateProvince")},
     **{name: name for name in ("institutionCode", "collectionCode", "catalogNumber")},
     **{name: name for name in ("hasCoordinate", "gadmGid", "taxonomicStatus", "protocol")},
-    **{name: name for name in ("decimalLatitude", "decimalLongitude", "scientificName")},
+    **{name: name for name in ("decimalLatitude", "decimalLongitude")},
+    **{f"gadmLevel{n}Gid": f"gadmLevel{n}Gid" for n in range(4)},
+    "scientificName": "name",
     "country": "countryCode",
     "issue": "issues",
     "gbifId": "gbifID",
     "occurrenceId": "occurrenceID",
 }
 """Parameter of a search → the fact of a record that it asks for."""
+NAMES = ("scientificName", "acceptedScientificName", *RANKS)
+"""A search for `scientificName` means the taxon of that name: any of these may be it."""
+NOT_PLAYED = {"q", "geometry", "geoDistance", "shuffle", "checklistKey", "facetMultiselect"}
+"""Parameters of the real search that change its answer, and that the stand-in has no answer to."""
 NUMBERS = {"year", "month", "day", "decimalLatitude", "decimalLongitude"}
 DATES = {"eventDate", "lastInterpreted", "modified"}
 WORDS = {
@@ -55,7 +60,7 @@ class Refused(Exception):
 
 def facet_name(parameter: str) -> str:
     """Return a parameter's name as facets and predicates write it: `datasetKey`, `DATASET_KEY`."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", parameter).upper()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z])(?=[0-9])", "_", parameter).upper()
 
 
 BY_FACET_NAME = {facet_name(name): name for name in PARAMETERS}
@@ -68,7 +73,7 @@ def parse(field: str, text: str, *, first: bool) -> Fact:
     """
     if field in DATES:
         # GBIF parses bounds to whole days, and drops the time that is given with them.
-        return _day(text.split("/")[0].split("T")[0], first=first)
+        return _day(text.split("/", maxsplit=1)[0].split("T", maxsplit=1)[0], first=first)
     if field in NUMBERS:
         try:
             return float(text) if field.startswith("decimal") else int(text)
@@ -77,6 +82,8 @@ def parse(field: str, text: str, *, first: bool) -> Fact:
             raise Refused(f"Invalid {kind} range: {text}") from None
     if field in WORDS and text.upper() not in WORDS[field]:
         raise Refused(f"Cannot parse {text} into a known {field[:1].upper()}{field[1:]}")
+    if field == "name":
+        return text.lower()
     return text.upper() if field in WORDS or field == "countryCode" else text
 
 

@@ -22,7 +22,13 @@ from headrace.testing.services.collection import (
     Shape,
     Test,
 )
-from headrace.testing.services.exchange import Reply, Request, copied, json_reply
+from headrace.testing.services.exchange import (
+    Reply,
+    Request,
+    copied,
+    json_reply,
+    not_played,
+)
 from headrace.testing.services.generated import idigbio_moment
 from headrace.testing.services.moments import DAY_US, EPOCH, http_date, micros, millis_text
 from headrace.testing.services.taxa import Draw
@@ -72,11 +78,16 @@ SHAPE = Shape(FIELDS, lambda r: r["uuid"], _facts, lambda r: r["uuid"])
 class Refused(Exception):
     """The request cannot be answered; holds the reply that says so."""
 
-    def __init__(self, message: str, name: str, **context: object) -> None:
-        """Make the reply as the server's `jsonErrors` does."""
-        super().__init__(message)
-        body = {"error": message, "name": name, "statusCode": 400} | context
-        self.reply = json_reply(body, 400)
+    def __init__(self, reply: Reply) -> None:
+        """Hold the reply."""
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+def _wrong(message: str, name: str, **context: object) -> Refused:
+    """Return the refusal of a wrong request, as the server's `jsonErrors` words it."""
+    body = {"error": message, "name": name, "statusCode": 400} | context
+    return Refused(json_reply(body, 400))
 
 
 class Idigbio:
@@ -160,11 +171,25 @@ class Idigbio:
             try:
                 rq = msgspec.json.decode(rq)
             except msgspec.DecodeError:
-                raise Refused(
+                raise _wrong(
                     "unable to parse parameter", "ParameterParseError", parameter="rq"
                 ) from None
         _check_terms(list(rq))
-        return self.collection.select(tuple(t for k, v in rq.items() if (t := _test(k, v))))
+        return self.collection.select(tuple(self._test(name, value) for name, value in rq.items()))
+
+    def _test(self, field: str, asked: Any) -> Test:  # noqa: ANN401 - JSON
+        if field not in FIELDS:
+            raise Refused(not_played(f"a condition on {field}"))
+        if isinstance(asked, dict):
+            return _object_test(field, asked)
+        values = asked if isinstance(asked, list) else [asked]
+        if field != "scientificname":
+            return Condition(field, tuple(_comparable(field, v) for v in values))
+        # The one field that is matched by its words, all of which must be there, in any order.
+        wanted = [set(str(v).lower().split()) for v in values]
+        known = self.collection.distinct(field)
+        found = [name for name in known if any(w <= set(str(name).split()) for w in wanted)]
+        return Condition(field, tuple(found))
 
     def _sorted(self, keys: Sequence[str], asked: Mapping[str, Any]) -> Sequence[str]:
         for field, descending in reversed(_order(_given(asked, "sort", [{"dqs": "desc"}]))):
@@ -223,7 +248,7 @@ def _parameters(request: Request) -> dict[str, Any]:
         try:
             body = msgspec.json.decode(request.body)
         except msgspec.DecodeError:
-            raise Refused("invalid JSON, only supports object and array", "SyntaxError") from None
+            raise _wrong("invalid JSON, only supports object and array", "SyntaxError") from None
         asked |= body if isinstance(body, dict) else {}
     return asked
 
@@ -238,7 +263,7 @@ def _int(asked: Mapping[str, Any], name: str, default: int) -> int:
     try:
         return int(float(_given(asked, name, default)))
     except (TypeError, ValueError):
-        raise Refused(
+        raise _wrong(
             "numeric parameter expected, parsing did not return a number",
             "ParameterParseError",
             parameter=name,
@@ -260,18 +285,9 @@ def _check_terms(names: list[str]) -> None:
     known = {*FIELDS, *UNINDEXED, *TAXON, "_id"}
     missing = [n for n in names if n not in known and "*" not in n and not n.startswith("data.")]
     if missing:
-        raise Refused(
+        raise _wrong(
             "Terms not found in index for type records", "TermNotFoundError", terms=missing
         )
-
-
-def _test(field: str, asked: Any) -> Test | None:  # noqa: ANN401 - JSON
-    if field not in FIELDS:
-        return None
-    if isinstance(asked, dict):
-        return _object_test(field, asked)
-    values = asked if isinstance(asked, list) else [asked]
-    return Condition(field, tuple(_comparable(field, v) for v in values))
 
 
 def _object_test(field: str, asked: Mapping[str, Any]) -> Test:
@@ -283,7 +299,7 @@ def _object_test(field: str, asked: Mapping[str, Any]) -> Test:
     if kind == "prefix":
         start = str(asked.get("value", "")).lower()
         return Condition(field, low=start, high=start + "\U0010ffff")
-    raise Refused("unable to parse type", "QueryParseError", context=asked)
+    raise _wrong("unable to parse type", "QueryParseError", context=asked)
 
 
 def _range(field: str, asked: Mapping[str, Any]) -> Test:
@@ -314,7 +330,7 @@ def _comparable(field: str, value: Any, *, end: bool = False) -> Fact:  # noqa: 
     if field in DATES:
         at = micros(str(value))
         if at is None:
-            raise Refused("failed to parse date field", "RequestError", value=value)
+            raise _wrong("failed to parse date field", "RequestError", value=value)
         return at + DAY_US - 1 if end and len(str(value)) == len("2024-01-01") else at
     return value.lower() if isinstance(value, str) else value
 

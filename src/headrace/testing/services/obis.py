@@ -2,17 +2,24 @@
 
 Records come in the order of their ids, `after` the id given (`-1` is from the start). Absences,
 dropped records and pure events are hidden unless asked for: `true` gives only them, `include` them
-too (robis documents it so). A page of more than 10,000 is refused with 400.
+too (robis documents it so). A page of more than 10,000 is refused with 400. A name that is not
+known stands as NAME_NOT_FOUND in an `error` beside what the other names found, with status 200.
+Answers carry a weak ETag, as Express makes it, which `If-None-Match` is held against.
 """
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
+import msgspec
+
 from headrace.testing.services.collection import Collection, Condition, Facts, Record, Shape, Test
-from headrace.testing.services.exchange import Reply, Request, copied, json_reply
+from headrace.testing.services.exchange import Reply, Request, copied, json_reply, not_played
 from headrace.testing.services.moments import micros, millis_text
 from headrace.testing.services.taxa import Draw
 
@@ -29,6 +36,11 @@ TAXON = (
     *(f"{rank}id" for rank in RANKS),
     *("scientificName", "scientificNameID", "originalScientificName", "aphiaID", "category"),
 )
+NOT_PLAYED = {
+    *("geometry", "areaid", "instituteid", "startdepth", "enddepth", "redlist", "hab", "wrims"),
+    *("hasextensions", "flags", "exclude", "q", "measurementtype", "measurementtypeid"),
+}
+"""Parameters of the real search that change its answer, and that the stand-in has no answer to."""
 HIDDEN = {"absence": "absence", "dropped": "dropped"}
 FIELDS = ("dataset", "node", "taxon", "name", "date_start", "date_end", "absence", "dropped")
 UPDATED_US = 1_704_067_200_000_000
@@ -67,6 +79,18 @@ class Obis:
 
     def answer(self, request: Request) -> Reply:
         """Answer as the real service would."""
+        if unknown := NOT_PLAYED & request.query.keys():
+            return not_played(", ".join(sorted(unknown)))
+        reply = self._answer(request)
+        if reply.status != HTTPStatus.OK:
+            return reply
+        digest = b64encode(hashlib.sha1(reply.body, usedforsecurity=False).digest()).decode()
+        etag = {"ETag": f'W/"{len(reply.body):x}-{digest.rstrip("=")}"'}
+        if request.headers.get("if-none-match") == etag["ETag"]:
+            return Reply(304, headers=etag)
+        return msgspec.structs.replace(reply, headers=etag)
+
+    def _answer(self, request: Request) -> Reply:
         match request.path.strip("/").split("/"):
             case ["occurrence"]:
                 return self._search(request)
@@ -100,7 +124,15 @@ class Obis:
         begin = 0 if after == "-1" else bisect_right(found, after)
         page = found[begin : begin + size]
         records = [r for key in page if (r := self.collection.get(key)) is not None]
-        return json_reply({"total": len(found), "results": _cut(records, request)})
+        body = {"total": len(found), "results": _cut(records, request)}
+        if unknown := self._unknown(request):
+            body["error"] = ["NAME_NOT_FOUND"] * len(unknown)
+        return json_reply(body)
+
+    def _unknown(self, request: Request) -> list[str]:
+        names = request.words("scientificname")
+        known = set(self.collection.distinct("name")) if names else set()
+        return [name for name in names if name.strip().lower() not in known]
 
     def _datasets(self, request: Request) -> Reply:
         counts = self._counts(self.collection.select(_tests(request)))
