@@ -19,6 +19,7 @@ from headrace.sources.http import Network
 
 SOURCES: dict[str, str] = {
     "replay": "headrace.sources.replay:Replay",
+    "gbif": "headrace.sources.gbif:Gbif",
     "obis": "headrace.sources.obis:Obis",
     "idigbio": "headrace.sources.idigbio:Idigbio",
 }
