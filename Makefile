@@ -9,10 +9,10 @@ TEST_PROCESSES ?= 2
 BENCHMARKS ?= door stage pipeline fresh growth
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs bench clean
+.PHONY: help setup demo demo-biodiversity test lint format docs bench clean
 
 help: ## say what there is
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(READY) ## make .venv with the project and its tools, at the versions of constraints.txt
 
@@ -24,6 +24,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## run the game example: events in, counts out (DEMO_EXIT=1 ends by itself)
 	$(BIN)/headrace demo $(if $(DEMO_EXIT),--exit)
+
+demo-biodiversity: $(READY) ## follow stand-ins of GBIF, OBIS and iDigBio, and count (DEMO_EXIT=1 ends by itself)
+	@$(BIN)/python examples/biodiversity/demo.py $(if $(DEMO_EXIT),--exit)
 
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile

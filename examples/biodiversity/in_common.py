@@ -17,6 +17,11 @@ KINGDOMS = {
 }
 """Bucket → what it is called, in lower case. Any other name is a bucket of its own."""
 
+BASES = (
+    *("PRESERVED_SPECIMEN", "FOSSIL_SPECIMEN", "LIVING_SPECIMEN", "MATERIAL_SAMPLE"),
+    *("MATERIAL_ENTITY", "MATERIAL_CITATION", "OBSERVATION", "HUMAN_OBSERVATION"),
+    *("MACHINE_OBSERVATION", "OCCURRENCE", "UNKNOWN"),
+)
 NO_EPITHETS = ("sp", "spp", "ssp", "indet", "nov", "cf", "aff")
 UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
@@ -55,8 +60,10 @@ def status(given: str, absence: str = "false") -> str:
 
 
 def basis(given: str) -> str:
-    """Return a basis of record as GBIF spells it: HUMAN_OBSERVATION."""
-    return f"upper(regexp_replace(trim({given}), '([a-z])([A-Z])', '\\1_\\2', 'g'))"
+    """Return a basis of record as GBIF spells it, `HUMAN_OBSERVATION`; any other as it is."""
+    word = f"regexp_replace(lower({given}), '[^a-z]', '', 'g')"
+    cases = " ".join(f"WHEN '{b.replace('_', '').lower()}' THEN '{b}'" for b in BASES)
+    return f"CASE {word} {cases} ELSE upper(trim({given})) END"
 
 
 def country_code(given: str) -> str:
@@ -71,7 +78,8 @@ def licence(given: str) -> str:
     """
     text = f"regexp_replace(lower(trim(COALESCE({given}, ''))), '[^a-z0-9.]+', '-', 'g')"
     words = f"replace(replace({text}, 'attribution', 'by'), 'non-commercial', 'nc')"
-    version = f"COALESCE(' ' || nullif(regexp_extract({words}, '[1-4]\\.[0-9]'), ''), '')"
+    digits = f"replace(regexp_extract({words}, '[1-4][.-][0-9]'), '-', '.')"
+    version = f"COALESCE(' ' || nullif({digits}, ''), '')"
     kinds = " ".join(
         f"WHEN regexp_matches({words}, '{pattern}') THEN '{name}' || {version}"
         for name, pattern in (

@@ -18,7 +18,7 @@ pipeline = Pipeline(
     add_sources=True,
     # For the demonstration and tests, whose services stand on this machine.
     private_addresses=os.environ.get("HEADRACE_PRIVATE_ADDRESSES") == "1",
-    tokens=os.environ.get("HEADRACE_TOKENS") == "1",
+    tokens=True,
 )
 
 gbif = pipeline.topic("gbif", GbifRecord, partitions=PARTITIONS, store=False)

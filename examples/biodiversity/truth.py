@@ -212,7 +212,7 @@ class Truth:
         """Return what the old API's `/count` and `/listSources` say."""
         kingdoms: Counter[str] = Counter()
         for (_, name), n in self.by_kingdom.items():
-            kingdoms[NO_KINGDOM if name is None else name] += n
+            kingdoms[name or NO_KINGDOM] += n
         return {
             "kingdom": dict(sorted(kingdoms.items())),
             "species": {
