@@ -231,17 +231,17 @@ def test_progress_is_told_for_as_long_as_it_is_new(log, tmp_path):
     clock = SystemClock()
     assert read_progress(tmp_path, clock) == Told(is_alive=False)
     running = [
-        Progress("s", "running", records=3, rate_per_s=1.5),
+        Progress("s", "running", records=3, records_per_s=1.5),
         Progress("Own", "failed", error="x"),
     ]
     (tmp_path / PROGRESS_FILE).write_bytes(msgspec.json.encode(running))
     own, s = list_sources(PLAN, log, read_progress(tmp_path, clock))
-    assert (s.state, s.records, s.pages, s.rate_per_s) == ("running", 5, 2, 1.5)
+    assert (s.state, s.records, s.pages, s.records_per_s) == ("running", 5, 2, 1.5)
     assert (own.state, own.error) == ("failed", "x")
     later = ManualClock(clock.now_us())
     later.advance(60)
     own, s = list_sources(PLAN, log, read_progress(tmp_path, later))
-    assert (s.state, s.records, s.rate_per_s) == ("stopped", 5, None)
+    assert (s.state, s.records, s.records_per_s) == ("stopped", 5, None)
     assert (own.state, own.error) == ("failed", "x")
     sources.pause(PLAN, log, "Own", clock)
     assert list_sources(PLAN, log, read_progress(tmp_path, clock))[0].state == "paused"

@@ -7,16 +7,19 @@ from functools import partial
 import pytest
 
 from headrace.app.registry import open_source
+from headrace.control.leases import LEASE_S
 from headrace.model.batch import UNMARKED, Batch, is_client_chosen
 from headrace.model.clock import ManualClock
-from headrace.model.errors import Fenced, Internal, Invalid, Unavailable
+from headrace.model.errors import Corrupt, Fenced, Internal, Invalid, Unavailable
 from headrace.model.ids import client_id
 from headrace.model.log import Appended, StateEntry
 from headrace.model.plan import Plan, Source, Topic
 from headrace.model.schema import Field, Schema, Type
 from headrace.model.source import Page, PulledRecord
-from headrace.pull.puller import read_state, state_key
+from headrace.pull.puller import Puller
+from headrace.pull.records import Door
 from headrace.pull.run import run_pull
+from headrace.pull.state import read_state, state_key
 from headrace.sources.http import Network
 
 opened = partial(open_source, network=Network(ManualClock()))
@@ -32,6 +35,7 @@ class MemoryLog:
         self.state = {}
         self.faults = []
         self.lock = threading.Lock()
+        self.revision = 0
 
     def append(self, topic, records, state=None, expect=None):
         fault = self.faults.pop(0) if self.faults else None
@@ -44,14 +48,28 @@ class MemoryLog:
             base = len(self.records)
             self.records.extend(records)
             for key, value in (state or {}).items():
-                old = self.state.get(key)
-                self.state[key] = StateEntry(key, value, (old.revision if old else 0) + 3)
+                self.revision += 3
+                self.state[key] = StateEntry(key, value, self.revision)
         if fault:
             raise fault[1]
         return [Appended(topic, 0, base, range(len(records)))] if len(records) else []
 
     def get(self, key):
         return self.state.get(key)
+
+    def scan(self, prefix):
+        return [e for k, e in sorted(self.state.copy().items()) if k.startswith(prefix)]
+
+    def put_if(self, key, revision, value):
+        with self.lock:
+            if (self.state[key].revision if key in self.state else 0) != revision:
+                raise Fenced("another revision")
+            self.revision += 1
+            if value is None:
+                del self.state[key]
+                return None
+            self.state[key] = StateEntry(key, value, self.revision)
+            return self.state[key]
 
 
 class Script:
@@ -76,7 +94,7 @@ class Script:
         pass
 
 
-def pull(log, *sources, clock=None, stop=None, report=lambda _: None):
+def pull(log, *sources, clock=None, stop=None, report=lambda _: None, **more):
     plan = Plan(
         "p",
         topics=(TOPIC,),
@@ -90,7 +108,17 @@ def pull(log, *sources, clock=None, stop=None, report=lambda _: None):
         stop or threading.Event(),
         lambda declared, _: made[declared.name],
         report,
+        **more,
     )
+
+
+def pull_one(log, source, report=lambda _: None, clock=None):
+    """Run a source's thread here, without a manager; return what became of it."""
+    declared, clock = Source("s0", "script", "t", {}), clock or ManualClock()
+    door = Door(declared, TOPIC, clock)
+    puller = Puller(declared, source, door, log, threading.Lock())
+    puller.run(clock, threading.Event(), report)
+    return puller
 
 
 def numbers(log):
@@ -134,7 +162,7 @@ def test_an_unavailable_service_is_opened_again_at_the_last_durable_page():
     wait = Unavailable("slow down", retry_after_s=30.0)
     source = Script(faults=[(3, wait), (3, wait), (7, wait)])
     waits = []
-    pull(log, source, clock=clock, report=lambda r: waits.append(r.waiting_for))
+    pull_one(log, source, lambda r: waits.append(r.waiting_for), clock)
     assert numbers(log) == list(range(30))
     assert source.opened == [0, 3, 3, 7]
     assert waits.count("slow down") == 3
@@ -166,23 +194,34 @@ def test_an_append_whose_answer_was_lost_is_not_repeated():
 
 def test_a_second_owner_is_fenced():
     log = MemoryLog()
-    source = Script()
 
     def meddle(report):
         if report.pages == 4:
             other = log.state[state_key("s0")]
             log.state[state_key("s0")] = StateEntry(other.key, b'{"pages":9}', other.revision + 3)
 
-    with pytest.raises(Fenced, match="pulled by another process"):
-        pull(log, source, report=meddle)
+    puller = pull_one(log, Script(), meddle)
+    assert isinstance(puller.failure, Fenced)
+    assert "pulled by another process" in puller.failure.message
     assert len(log.records) == 12
 
 
-def test_a_fenced_source_stops_the_others():
-    log = MemoryLog()
+def test_a_fenced_source_leaves_the_others_alone_and_comes_back_later():
+    log, clock = MemoryLog(), ManualClock()
     log.faults = [("before", Fenced("taken"))]
-    with pytest.raises(Fenced):
-        pull(log, Script(), Endless())
+    seen = []
+
+    def tell(progress):
+        seen.append([p.state for p in progress])
+        if set(seen[-1]) == {"done", "leased elsewhere"}:
+            clock.advance(LEASE_S / 4)
+
+    assert [p.state for p in pull(log, Script(), Script(), clock=clock, report=tell)] == [
+        "done"
+    ] * 2
+    assert any(set(states) == {"done", "leased elsewhere"} for states in seen)
+    assert clock.monotonic_s() == LEASE_S
+    assert len(log.records) == 60
 
 
 class Endless:
@@ -208,22 +247,33 @@ def test_a_source_that_cannot_go_on_says_why_and_the_others_end():
     assert first.records == 6
 
 
-def test_a_bug_is_raised_and_stops_the_others():
-    with pytest.raises(Internal):
-        pull(MemoryLog(), Script(faults=[(1, Internal("broken promise"))]), Endless())
+@pytest.mark.parametrize("bug", [Internal("broken promise"), KeyError("x")])
+def test_a_bug_is_told_and_raised_when_the_others_have_ended(bug):
+    log, told = MemoryLog(), []
+    with pytest.raises(type(bug)):
+        pull(log, Script(faults=[(1, bug)]), Script(), report=told.append)
+    first, second = told[-1]
+    assert (first.state, first.records, type(bug).__name__ in first.error) == ("failed", 3, True)
+    assert (second.state, second.records) == ("done", 30)
+
+
+def test_a_damaged_log_stops_all():
+    with pytest.raises(Corrupt):
+        pull(MemoryLog(), Script(faults=[(1, Corrupt("bits"))]), Endless())
 
 
 def test_stop_ends_sources_that_follow():
     log, stop = MemoryLog(), threading.Event()
 
-    def enough(report):
-        if report.pages == 5:
+    def enough(progress):
+        if progress[0].pages >= 5:
             stop.set()
 
     (report,) = pull(log, Endless(), stop=stop, report=enough)
     assert not report.done
     assert report.error == ""
     assert len(log.records) >= 5
+    assert not [k for k in log.state if k.endswith("lease")]
 
 
 def test_records_are_judged_named_and_keyed_at_the_door():
@@ -266,21 +316,23 @@ def test_a_replay_goes_into_the_log(tmp_path):
     assert report.records_in_all == 100
 
 
-def test_wrong_options_are_told_before_anything_is_pulled(tmp_path):
+def test_wrong_options_are_told_and_the_others_go_on(tmp_path):
+    path = tmp_path / "r.ndjson"
+    path.write_text('{"n":1}\n')
     sources = (
-        Source("good", "replay", "t", {"path": str(tmp_path)}),
         Source("bad", "replay", "t", {"pth": "x"}),
+        Source("good", "replay", "t", {"path": str(path)}),
     )
     log = MemoryLog()
-    with pytest.raises(Invalid, match='source "bad"'):
-        run_pull(
-            Plan("p", topics=(TOPIC,), sources=sources),
-            log,
-            ManualClock(),
-            threading.Event(),
-            opened,
-        )
-    assert log.state == {}
+    bad, good = run_pull(
+        Plan("p", topics=(TOPIC,), sources=sources),
+        log,
+        ManualClock(),
+        threading.Event(),
+        opened,
+    )
+    assert (bad.state, 'source "bad"' in bad.error) == ("failed", True)
+    assert (good.state, good.records) == ("done", 1)
 
 
 def test_an_unknown_kind_is_told_with_a_suggestion():

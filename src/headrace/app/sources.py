@@ -2,40 +2,87 @@
 
 from __future__ import annotations
 
-from functools import partial
+import fcntl
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import IO
 
 import msgspec
 
 from headrace.app.registry import open_source
 from headrace.control.files import replace
+from headrace.control.progress import PROGRESS_FILE, Progress
 from headrace.log.remote import RemoteLog
+from headrace.model import plan as plans
+from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
 from headrace.model.role import Role
-from headrace.pull.puller import SourceReport
-from headrace.pull.run import run_pull
+from headrace.model.source import Source
+from headrace.pull import metrics
+from headrace.pull.run import Site, run_pull
 from headrace.sources.http import Network
 
-STATUS_FILE = "pull.json"
+OWNER_FILE = "pull.owner"
+_ASK_EVERY_S = 0.2
 
 
 def run_role(role: Role) -> None:
-    """Pull until every source is done or the role is told to stop.
+    """Pull until told to stop or, once told to drain, until no source has anything to do.
 
     `Invalid` when a source ended without being done: its file or its options need mending.
     """
-    log = RemoteLog(role.layout.log, role.layout.door)
-    reports: dict[str, SourceReport] = {}
+    network = Network(role.clock, private=role.plan.options.private_addresses)
+    failed: dict[str, str] = {}
 
-    def keep(report: SourceReport) -> None:
-        reports[report.name] = report
-        replace(role.layout.run / STATUS_FILE, msgspec.json.encode(list(reports.values())))
+    def opened(declared: plans.Source, clock: Clock) -> Source:
+        return open_source(declared, clock, network)
 
-    opened = partial(open_source, network=Network(role.clock))
+    def tell(progress: Sequence[Progress]) -> None:
+        replace(role.layout.run / PROGRESS_FILE, msgspec.json.encode(progress))
+        replace(role.layout.run / metrics.METRICS_FILE, metrics.text(progress))
+        for source in progress:
+            if source.error and failed.get(source.name) != source.error:
+                sys.stderr.write(f"source {source.name}: {source.error}\n  hint: {source.hint}\n")
+            failed[source.name] = source.error
+
     role.ready()
+    with owner_of(role) as owner, closing(RemoteLog(role.layout.log, role.layout.door)) as log:
+        if owner is None:
+            return
+        site = Site(owner, role.layout)
+        ended = run_pull(
+            role.plan, log, role.clock, role.stop, opened, tell, site=site, until_idle=role.drain
+        )
+    errors = [p for p in ended if p.state == "failed"]
+    if errors and not role.stop.is_set():
+        raise Invalid("; ".join(f"source {p.name}: {p.error}" for p in errors), hint=errors[0].hint)
+
+
+@contextmanager
+def owner_of(role: Role) -> Iterator[str | None]:
+    """Hold the id under which this data directory's pull role has its leases.
+
+    Another role that still ends is waited for; None if this one is to stop meanwhile. The id is
+    kept, so a role that was killed has its leases back at once.
+    """
+    with (role.layout.run / OWNER_FILE).open("a+") as file:
+        while not _locked(file):
+            if role.clock.wait(role.stop, _ASK_EVERY_S):
+                yield None
+                return
+        file.seek(0)
+        owner = file.read()
+        if not owner:
+            owner = role.clock.new_id().hex()
+            file.write(owner)
+            file.flush()
+        yield owner
+
+
+def _locked(file: IO[str]) -> bool:
     try:
-        ended = run_pull(role.plan, log, role.clock, role.stop, opened, keep)
-    finally:
-        log.close()
-    failed = [r for r in ended if r.error]
-    if failed:
-        raise Invalid("; ".join(f"source {r.name}: {r.error}" for r in failed), hint=failed[0].hint)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

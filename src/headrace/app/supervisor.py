@@ -92,7 +92,8 @@ class Supervisor:
         self._layout = layout
         self._clock = clock
         self._address = address
-        self._roles = [r for r in ROLES_IN_ORDER if r in only and (r != "pull" or plan.sources)]
+        pulls = plan.sources or plan.options.add_sources
+        self._roles = [r for r in ROLES_IN_ORDER if r in only and (r != "pull" or pulls)]
         self._say = say
         self._children: dict[str, Child] = {}
         self._lifeline: tuple[int, int] = (-1, -1)
@@ -159,12 +160,12 @@ class Supervisor:
     def _watch(self, *, until_idle: bool) -> None:
         while not self.stop.is_set():
             for child in list(self._children.values()):
-                if self._tend(child):
+                if self._tend(child, until_idle=until_idle):
                     return
             self._draining = self._draining or (until_idle and self._sources_done())
             self._clock.wait(self.stop, POLL_S)
 
-    def _tend(self, child: Child) -> bool:
+    def _tend(self, child: Child, *, until_idle: bool) -> bool:
         """Do what one child needs now, never waiting; return whether the whole run is done.
 
         A role that is slow to begin again must not keep the supervisor from another one.
@@ -172,8 +173,9 @@ class Supervisor:
         status = child.process.poll()
         if status is None:
             child.hear()
+            drains = {"pull": until_idle, "process": self._draining}
             # Before it is ready the signal would end it.
-            if self._draining and child.role == "process" and child.is_ready:
+            if drains.get(child.role) and child.is_ready:
                 self._tell_to_drain(child)
             return False
         if status == 0 and child.role == "pull":

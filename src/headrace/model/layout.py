@@ -27,9 +27,14 @@ class Layout:
         """Segments of the embedded log."""
         return self.root / "log"
 
+    @property
+    def indexes(self) -> Path:
+        """Folder of what `pull` has seen of each source that sweeps."""
+        return self.root / "sources"
+
     def index(self, source: str) -> Path:
         """What `pull` has seen of a source that sweeps; made anew if it is lost."""
-        return self.root / "sources" / f"{source}.db"
+        return self.indexes / f"{source}.db"
 
     @property
     def run(self) -> Path:

@@ -1,68 +1,408 @@
-"""Runs a pipeline's sources, each in a thread of its own."""
+"""Runs a changing set of sources, each in a thread of its own while this process has its lease.
+
+Which sources there are stands in the plan and in keyed state (`control/sources.py`). The manager
+looks at both again and again, begins what is wanted and leased, and ends what was paused, removed,
+changed, or whose lease is lost. What a source's thread does is `puller.py`.
+
+==================  =======================================================================
+a source …          then
+==================  =======================================================================
+is done             its lease is given back; it is opened again at the next start
+fails               its error stands in the report until it is resumed, changed, or the next start
+is fenced           another owner has it: its lease is wanted again after a lease's length
+breaks a promise    as if it had failed, and the run ends with that in the end
+==================  =======================================================================
+
+None of these ends another source. What makes going on unsafe for all, such as a damaged log, does.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
 
+from headrace.control.leases import LEASE_S, Lease
+from headrace.control.progress import Progress, State
+from headrace.control.sources import PREFIX, SourcesLog, Wanted, lease_key, wanted_sources
 from headrace.model import plan as plans
+from headrace.model.batch import Batch
 from headrace.model.clock import Clock
+from headrace.model.errors import Corrupt, Fenced, HeadraceError, Invalid, Unavailable
+from headrace.model.layout import Layout
+from headrace.model.log import Appended, StateEntry
 from headrace.model.source import Source
-from headrace.pull.puller import Puller, PullLog, Report, SourceReport
+from headrace.pull.puller import KnownKeys, Puller, PullLog, no_keys
 from headrace.pull.records import Door
+from headrace.pull.seen import remove_index
+from headrace.pull.state import SourceReport
 
-_JOIN_S = 0.05
+LOOK_S = 0.5
+"""How often keyed state is looked at, and leases are."""
+
+_TOLD = tuple(n for n in Progress.__struct_fields__ if n not in ("name", "state"))
 
 OpenSource = Callable[[plans.Source, Clock], Source]
 """Makes a source of its declaration; `Invalid` if its options cannot be used."""
+Report = Callable[[Sequence[Progress]], None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Who pulls, and what is at hand there."""
+
+    owner: str
+    """Id under which leases are held; of this process alone."""
+    layout: Layout | None = None
+    """Where sources that sweep keep what they have seen; without, there may be none that do."""
+    known_keys: KnownKeys = no_keys
+    """See `puller.py`."""
+
+
+class RunLog(PullLog, SourcesLog, Protocol):
+    """What of `Log` is needed here; reads are made by one thread at a time."""
 
 
 def run_pull(
     plan: plans.Plan,
-    log: PullLog,
+    log: RunLog,
     clock: Clock,
     stop: threading.Event,
     open_source: OpenSource,
     report: Report = lambda _: None,
-) -> list[SourceReport]:
-    """Pull every source of a plan until all are done or `stop` is set; return how they fared.
+    *,
+    site: Site | None = None,
+    until_idle: threading.Event | None = None,
+) -> list[Progress]:
+    """Pull every source that is wanted until `stop` is set or nothing is to be done; say how.
 
-    `report` is called with each change, by one thread at a time. A source whose options, files or
-    answers cannot be used ends with an `error` in its report and the others go on. Raises `Fenced`
-    if another owner pulls the same source, and what else makes going on unsafe; all are stopped by
-    then. Before the first page, every source is made, so wrong options are `Invalid` at once.
+    With `until_idle` the run goes on, for what may be added, paused or resumed, until that is set
+    too; or until every source is done, if none may be added. `report` is called with all sources
+    whenever something has changed and each half second, by the calling thread.
+
+    Raises what makes going on unsafe, and at the end the first broken promise; all threads have
+    ended and all leases are given back by then.
     """
-    reading, reporting = threading.Lock(), threading.Lock()
+    manager = _Manager(plan, log, clock, open_source, site or Site(clock.new_id().hex()))
+    keeper = threading.Thread(target=manager.keep_leases, name="leases", daemon=True)
+    keeper.start()
+    try:
+        while True:
+            manager.look()
+            report(manager.progress())
+            if stop.is_set() or manager.is_idle(may_wait=until_idle):
+                break
+            manager.wait()
+    finally:
+        manager.close()
+        keeper.join()
+    report(manager.progress())
+    if manager.broken:
+        raise manager.broken[0]
+    return manager.progress()
 
-    def report_alone(changed: SourceReport) -> None:
-        with reporting:
-            report(changed)
 
-    sources = [open_source(declared, clock) for declared in plan.sources]
-    pulls = [
-        Puller(declared, source, Door(declared, plan.topic(declared.topic), clock), log, reading)
-        for declared, source in zip(plan.sources, sources, strict=True)
-    ]
-    halt = threading.Event()
-    threads = [
-        threading.Thread(
-            target=p.run, args=(clock, halt, report_alone), name=f"source {p.report.name}"
+class _Manager:
+    """The sources of this process; its methods are called from one thread but where it is said."""
+
+    def __init__(
+        self, plan: plans.Plan, log: RunLog, clock: Clock, open_source: OpenSource, site: Site
+    ) -> None:
+        self.broken: list[BaseException] = []
+        self._plan = plan
+        self._clock = clock
+        self._open_source = open_source
+        self._site = site
+        self._log = _OneReader(log)
+        self._ones: dict[str, _One] = {}
+        self._has_looked = False
+        self._something = threading.Event()
+        self._closed = threading.Event()
+
+    def look(self) -> None:
+        """Begin and end what has to be."""
+        try:
+            wanted = wanted_sources(self._plan, self._log)
+        except Unavailable:
+            # Those that run go on; what is to change waits for the next look.
+            return
+        names = {w.source.name for w in wanted}
+        gone = [n for n in self._ones if n not in names and self._ones[n].end()]
+        for name in gone:
+            self._collect(self._ones[name])
+            self._ones.pop(name).lease.give_back()
+            if self._site.layout is not None:
+                remove_index(self._site.layout.index(name))
+        if not self._has_looked:
+            self._tidy(names)
+        for each in wanted:
+            self._tend(each)
+        self._has_looked = True
+
+    def progress(self) -> list[Progress]:
+        """Return how every source fares."""
+        return [one.progress() for one in self._ones.values()]
+
+    def is_idle(self, *, may_wait: threading.Event | None) -> bool:
+        """Return whether nothing is left to be done."""
+        if not self._has_looked:
+            return False
+        if may_wait is None or may_wait.is_set():
+            return all(one.state in ("done", "failed", "paused") for one in self._ones.values())
+        closed = not self._plan.options.add_sources
+        return closed and all(one.state == "done" for one in self._ones.values())
+
+    def wait(self) -> None:
+        """Return after a while, or when a source has ended."""
+        self._something.wait(LOOK_S)
+        self._something.clear()
+
+    def keep_leases(self) -> None:
+        """Renew leases until the manager is closed: on another thread, for the log may be slow."""
+        while not self._closed.wait(LOOK_S):
+            for one in list(self._ones.values()):
+                one.lease.renew()
+
+    def close(self) -> None:
+        """End every source, then give the leases back."""
+        self._closed.set()
+        for one in self._ones.values():
+            one.end()
+        for one in self._ones.values():
+            if one.task is not None:
+                one.task.thread.join()
+            one.lease.give_back()
+        for one in self._ones.values():
+            self._collect(one)
+
+    def _tend(self, wanted: Wanted) -> None:
+        name = wanted.source.name
+        one = self._ones.get(name)
+        if one is None:
+            lease = Lease(self._log, lease_key(name), self._site.owner, self._clock)
+            one = self._ones[name] = _One(wanted, lease, self._clock)
+        runs = not wanted.paused and wanted.fault is None
+        if one.task is not None:
+            same = wanted.expect == one.wanted.expect
+            if not (runs and same and one.lease.is_held):
+                one.end()
+            if one.task.thread.is_alive():
+                if same:
+                    # Whoever resumes it while it runs gets what they want already.
+                    one.wanted, one.tried = wanted, wanted.attempt
+                return
+            self._collect(one)
+        one.wanted = wanted
+        if not runs:
+            one.lease.give_back()
+            one.tried = None
+            one.state = "paused"
+            if wanted.fault is not None:
+                one.fail(wanted.fault)
+        elif one.tried != wanted.attempt and one.may_take():
+            self._begin(one)
+
+    def _begin(self, one: _One) -> None:
+        one.tried = one.wanted.attempt
+        declared = one.wanted.source
+        try:
+            source = self._open_source(declared, self._clock)
+        except Invalid as error:
+            one.fail(error)
+            return
+        except Exception as error:  # noqa: BLE001 - a bug of one source is not that of the others
+            self._break(one, error)
+            return
+        door = Door(declared, self._plan.topic(declared.topic), self._clock)
+        layout = self._site.layout
+        counts = declared.counts and Door(declared, self._plan.topic(declared.counts), self._clock)
+        puller = Puller(
+            declared,
+            source,
+            door,
+            _Expecting(self._log, one.wanted.expect),
+            threading.Lock(),
+            index=layout.index(declared.name) if layout else None,
+            counts=counts or None,
+            known_keys=self._site.known_keys,
         )
-        for p in pulls
-    ]
-    for thread in threads:
-        thread.start()
-    while any(t.is_alive() for t in threads):
-        if stop.is_set() or any(p.failure for p in pulls):
-            break
-        for thread in threads:
-            thread.join(_JOIN_S)
-    halt.set()
-    for source in sources:
-        source.close()
-    for thread in threads:
-        thread.join()
-    for pull in pulls:
-        if pull.failure is not None:
-            raise pull.failure
-    return [p.report for p in pulls]
+        one.begin(_Task(source, puller, self._clock, self._something))
+
+    def _tidy(self, names: Collection[str]) -> None:
+        """Remove what sources had seen that were removed while nothing ran."""
+        if self._site.layout is not None:
+            kept = {e.key.removeprefix(PREFIX).partition("/")[0] for e in self._log.scan(PREFIX)}
+            for index in self._site.layout.indexes.glob("*.db"):
+                if index.stem not in kept and index.stem not in names:
+                    remove_index(index)
+
+    def _collect(self, one: _One) -> None:
+        """Take over how a source's thread has ended."""
+        task, one.task = one.task, None
+        if task is None:
+            return
+        failure, report = task.puller.failure, task.puller.report
+        one.report = report
+        if isinstance(failure, Fenced):
+            one.lose(self._clock.monotonic_s() + LEASE_S)
+        elif failure is not None and not _follows_halt(task, failure):
+            self._break(one, failure)
+        elif report.error:
+            one.fail(None)
+        elif report.done:
+            one.state = "done"
+            one.lease.give_back()
+        else:
+            one.tried = None
+
+    def _break(self, one: _One, failure: BaseException) -> None:
+        if isinstance(failure, Corrupt) or not isinstance(failure, Exception):
+            raise failure
+        traceback.print_exception(failure)
+        self.broken.append(failure)
+        what = f"{type(failure).__name__}: {failure}"
+        one.fail(HeadraceError(what, hint="This may be a bug worth reporting."))
+
+
+def _follows_halt(task: _Task, failure: BaseException) -> bool:
+    """Return whether a source ended like this because it was told to end."""
+    return task.halt.is_set() and isinstance(failure, HeadraceError)
+
+
+class _One:
+    """A source and what becomes of it."""
+
+    def __init__(self, wanted: Wanted, lease: Lease, clock: Clock) -> None:
+        self.wanted = wanted
+        self.lease = lease
+        self.task: _Task | None = None
+        self.state: State = "starting"
+        self.report = SourceReport(wanted.source.name, wanted.source.topic)
+        self.tried: tuple[int, int] | None = None
+        """The attempt that was begun last, unless it is to be begun again."""
+        self._clock = clock
+        self._not_before_s = 0.0
+
+    def may_take(self) -> bool:
+        """Return whether the lease is ours, taking it if it is free."""
+        taken = False
+        if self._clock.monotonic_s() >= self._not_before_s:
+            with suppress(Unavailable):
+                taken = self.lease.take()
+        if not taken:
+            self.state = "leased elsewhere"
+        return taken
+
+    def begin(self, task: _Task) -> None:
+        """Have the source's thread run."""
+        self.task, self.report, self.state = task, task.puller.report, "running"
+        task.thread.start()
+
+    def end(self) -> bool:
+        """Tell the source's thread to end; return whether it has."""
+        if self.task is None:
+            return True
+        self.task.end()
+        return not self.task.thread.is_alive()
+
+    def fail(self, error: HeadraceError | None) -> None:
+        """Keep why the source cannot go on; None if the report says so already."""
+        if error is not None:
+            self.report.error, self.report.hint = error.message, error.hint
+        self.state = "failed"
+        self.lease.give_back()
+
+    def lose(self, not_before_s: float) -> None:
+        """Leave the source to whoever has fenced us."""
+        self.tried = None
+        self.state = "leased elsewhere"
+        self._not_before_s = not_before_s
+        self.lease.give_back()
+
+    def progress(self) -> Progress:
+        """Return how the source fares."""
+        report, state = self.report, self.state
+        if state == "running" and report.waiting_for:
+            state = "waiting"
+        told = {n: getattr(report, n) for n in _TOLD}
+        return Progress(name=report.name, state=state, **told)
+
+
+class _Task:
+    """A source's thread."""
+
+    def __init__(
+        self, source: Source, puller: Puller, clock: Clock, ended: threading.Event
+    ) -> None:
+        self.puller = puller
+        self.halt = threading.Event()
+        self._source = source
+
+        def run() -> None:
+            try:
+                puller.run(clock, self.halt, lambda _: None)
+            finally:
+                source.close()
+                ended.set()
+
+        self.thread = threading.Thread(target=run, name=f"source {puller.report.name}")
+
+    def end(self) -> None:
+        """Tell the thread to end soon."""
+        if not self.halt.is_set():
+            self.halt.set()
+            self._source.close()
+
+
+class _OneReader:
+    """A log whose reading end several threads may use, one after another."""
+
+    def __init__(self, log: RunLog) -> None:
+        self._log = log
+        self._reading = threading.Lock()
+
+    def append(
+        self,
+        topic: str,
+        records: Batch,
+        state: dict[str, bytes] | None = None,
+        expect: dict[str, int] | None = None,
+    ) -> list[Appended]:
+        return self._log.append(topic, records, state, expect)
+
+    def get(self, key: str) -> StateEntry | None:
+        with self._reading:
+            return self._log.get(key)
+
+    def scan(self, prefix: str) -> list[StateEntry]:
+        with self._reading:
+            return self._log.scan(prefix)
+
+    def put_if(self, key: str, expected_revision: int, value: bytes | None) -> StateEntry | None:
+        return self._log.put_if(key, expected_revision, value)
+
+
+class _Expecting:
+    """A log that appends only while a source is declared as it was when this was made."""
+
+    def __init__(self, log: _OneReader, expect: dict[str, int]) -> None:
+        self._log = log
+        self._expect = expect
+
+    def append(
+        self,
+        topic: str,
+        records: Batch,
+        state: dict[str, bytes] | None = None,
+        expect: dict[str, int] | None = None,
+    ) -> list[Appended]:
+        return self._log.append(topic, records, state, {**(expect or {}), **self._expect})
+
+    def get(self, key: str) -> StateEntry | None:
+        return self._log.get(key)
+
+    def scan(self, prefix: str) -> list[StateEntry]:
+        return self._log.scan(prefix)

@@ -216,9 +216,14 @@ class Seen:
     def _remove(self) -> None:
         """Remove the file, then its side files, which mean nothing without it."""
         self.close()
-        self._path.unlink(missing_ok=True)
-        for suffix in _SIDE_FILES:
-            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+        remove_index(self._path)
+
+
+def remove_index(path: Path) -> None:
+    """Remove an index that nobody has open, its side files after it."""
+    path.unlink(missing_ok=True)
+    for suffix in _SIDE_FILES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def _number(db: apsw.Connection, sql: str, bindings: tuple[int, ...] = ()) -> int:
