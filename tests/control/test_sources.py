@@ -25,6 +25,8 @@ class ServiceOptions:
 
     url: str = option("https://example.org", doc="Where it is.", example="https://example.org")
     page: int = option(10, doc="Records a page.", example=5, at_least=1)
+    seen_url: str = option("", doc="Where it was.", example="https://example.org")
+    folder: str = option("", doc="A folder.", example="/var", owner=True)
     note: str | None = option(None, doc="Anything.", example="a note")
 
 
@@ -63,11 +65,16 @@ def names(log, plan=PLAN):
 
 
 def test_what_is_added_is_listed_after_what_is_declared(log):
-    add(log, "b", options={"page": 7}, counts="n")
+    add(log, "b", options={"page": 7, "note": "http://[::1]/"}, counts="n")
     add(log, "a")
     assert names(log) == ["Own", "a", "b"]
     own, _, b = list_sources(PLAN, log, Told(is_alive=False))
-    assert (b.kind, b.topic, b.options, b.counts) == ("service", "t", {"page": 7}, "n")
+    assert (b.kind, b.topic, b.options, b.counts) == (
+        "service",
+        "t",
+        {"page": 7, "note": "http://[::1]/"},
+        "n",
+    )
     assert (b.added_at, own.added_at) == ("2026-01-01T00:00:00.000000Z", None)
     assert {own.state, b.state} == {"stopped"}
     first = wanted_sources(PLAN, log)[1]
@@ -94,7 +101,8 @@ def test_what_is_added_is_listed_after_what_is_declared(log):
         ({"options": {"url": "file:///etc/passwd"}}, "url_scheme"),
         ({"options": {"url": "http://127.0.0.1:9000"}}, "loopback_address"),
         ({"options": {"url": "http://169.254.169.254/latest"}}, "metadata_address"),
-        ({"options": {"note": "http://[::1]/"}}, "loopback_address"),
+        ({"options": {"seen_url": "http://[::1]/"}}, "loopback_address"),
+        ({"options": {"folder": "/etc"}}, "invalid_options"),
         ({"plan": Plan("p", topics=PLAN.topics)}, "sources_closed"),
     ],
 )

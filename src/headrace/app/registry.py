@@ -25,6 +25,9 @@ SOURCES: dict[str, str] = {
 }
 """Kind → `module:class`. The class has `Options` and takes (options, clock, network)."""
 
+AT_RUN_TIME = frozenset({"gbif", "obis", "idigbio"})
+"""Kinds that may be added while a pipeline runs: they ask services and read no files."""
+
 
 def source_class(kind: str) -> Any:  # noqa: ANN401 - a class that fits `Source`, loaded by name
     """Return the class of a kind of source; `Invalid` if there is none."""
@@ -35,6 +38,20 @@ def source_class(kind: str) -> Any:  # noqa: ANN401 - a class that fits `Source`
         raise Invalid(msg, hint=hint, code="unknown_source_kind")
     module, _, name = SOURCES[kind].partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def options_at_run_time(kind: str) -> type:
+    """Return the options of a kind that may be added while a pipeline runs; `Invalid` if none."""
+    found = source_class(kind)
+    if kind not in AT_RUN_TIME:
+        raise Invalid(
+            f"A source of kind {kind} reads files, which those who add sources may not",
+            hint="Declare it in the pipeline file. "
+            f"To be added while it runs there are {', '.join(sorted(AT_RUN_TIME))}.",
+            code="source_of_files",
+        )
+    options: type = found.Options
+    return options
 
 
 def open_source(declared: plans.Source, clock: Clock, network: Network) -> Source:

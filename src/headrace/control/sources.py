@@ -31,7 +31,7 @@ from headrace.model import plan as plans
 from headrace.model.clock import Clock
 from headrace.model.errors import Fenced, Invalid, Unavailable
 from headrace.model.log import StateEntry
-from headrace.model.options import Scalar, read_options
+from headrace.model.options import Scalar, declared, read_options
 from headrace.sources.addresses import check_url
 
 PREFIX = "source/"
@@ -159,8 +159,8 @@ def wanted_sources(plan: plans.Plan, log: SourcesReader) -> list[Wanted]:
     own = {s.name for s in plan.sources}
     for name, entries in sorted(kept.items()):
         if "declared" in entries and name not in own:
-            declared = msgspec.json.decode(entries["declared"].value, type=Declared)
-            found.append(_wanted(declared.source, declared, entries, _fault(plan, declared)))
+            added = msgspec.json.decode(entries["declared"].value, type=Declared)
+            found.append(_wanted(added.source, added, entries, _fault(plan, added)))
     return found
 
 
@@ -180,14 +180,12 @@ def add(
     options = _checked_options(plan, options_of(wanted.kind), wanted)
     # What is left of a removal that broke off, or of a source that a pipeline file had.
     _clear(log, wanted.name)
-    declared = Declared(
-        wanted.name, wanted.kind, wanted.topic, options, wanted.counts, clock.now_us()
-    )
+    made = Declared(wanted.name, wanted.kind, wanted.topic, options, wanted.counts, clock.now_us())
     try:
-        log.put_if(declared_key(wanted.name), 0, msgspec.json.encode(declared))
+        log.put_if(declared_key(wanted.name), 0, msgspec.json.encode(made))
     except Fenced as e:
         raise _exists(wanted.name) from e
-    return declared
+    return made
 
 
 def pause(plan: plans.Plan, log: SourcesLog, name: str, clock: Clock) -> None:
@@ -223,12 +221,12 @@ def remove(plan: plans.Plan, log: SourcesLog, name: str) -> None:
 
 def _wanted(
     source: plans.Source,
-    declared: Declared | None,
+    added: Declared | None,
     entries: Mapping[str, StateEntry],
     fault: Invalid | None = None,
 ) -> Wanted:
     declaration, paused, cursor = (entries.get(k) for k in ("declared", "paused", "cursor"))
-    if declared is None and declaration is not None:
+    if added is None and declaration is not None:
         fault = Invalid(
             f"A source named {source.name} was added while the pipeline ran",
             hint=f"headrace sources remove {source.name}, or name this one otherwise.",
@@ -236,7 +234,7 @@ def _wanted(
         )
     return Wanted(
         source,
-        declared.added_at_us if declared else None,
+        added.added_at_us if added else None,
         paused is not None and msgspec.json.decode(paused.value, type=Paused).paused,
         declaration.revision if declaration else 0,
         paused.revision if paused else 0,
@@ -245,11 +243,11 @@ def _wanted(
     )
 
 
-def _fault(plan: plans.Plan, declared: Declared) -> Invalid | None:
+def _fault(plan: plans.Plan, added: Declared) -> Invalid | None:
     """Return why a source that was added under an earlier plan cannot be pulled under this one."""
     try:
         _require_open(plan)
-        _check_topics(plan, declared)
+        _check_topics(plan, added)
     except Invalid as e:
         return e
     return None
@@ -300,9 +298,15 @@ def _checked_options(plan: plans.Plan, options: type, wanted: Request) -> dict[s
             f"Option {long[0]} has more than {TEXT_MAX:,} characters", code="invalid_options"
         )
     read_options(options, given, f'source "{wanted.name}"')
+    if owners := [d.name for d in declared(options) if d.owner and d.name in given]:
+        raise Invalid(
+            f"Option {owners[0]} can only be said in the pipeline file",
+            hint="It reaches into this machine, or into an account of its owner.",
+            code="invalid_options",
+        )
     for name, value in given.items():
-        # By name, and by what it holds, so that no address goes by unseen.
-        if isinstance(value, str) and (name.endswith("url") or "://" in value):
+        # Each connection is judged again as it is made; this tells whoever adds it, and at once.
+        if isinstance(value, str) and (name == "url" or name.endswith("_url")):
             check_url(value, private=plan.options.private_addresses)
     return dict(given)
 

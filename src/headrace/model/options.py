@@ -29,11 +29,13 @@ def option(
     unit: str = "",
     at_least: float | None = None,
     at_most: float | None = None,
+    owner: bool = False,
 ) -> Any:  # noqa: ANN401 - a dataclass field stands where a value of any type is expected
     """Declare an option: a dataclass field with its documentation and its bounds.
 
     `doc` is a sentence for people, `unit` what a number counts, `at_least` and `at_most` what it
-    may be, both included. A required option has no default.
+    may be, both included. A required option has no default. `owner` keeps an option to the pipeline
+    file, because it reaches into the machine: files, the environment, an account of its owner.
     """
     about = {
         "doc": doc,
@@ -41,6 +43,7 @@ def option(
         "unit": unit,
         "at_least": at_least,
         "at_most": at_most,
+        "owner": owner,
     }
     if required:
         return dataclasses.field(metadata=about)
@@ -59,6 +62,7 @@ class Declared(typing.NamedTuple):
     at_least: float | None
     at_most: float | None
     example: Scalar
+    owner: bool
 
 
 def declared(options: type) -> list[Declared]:

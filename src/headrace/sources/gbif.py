@@ -112,16 +112,19 @@ class GbifOptions(SweepOptions):
         doc="How records are fetched: search, page by page, or download, as an archive that GBIF"
         " makes first. An archive takes an account, and a full sweep each time.",
         example="download",
+        owner=True,
     )
     user_env: str = option(
         "GBIF_USER",
         doc="Environment variable that holds the name of the account for downloads.",
         example="MUSEUM_GBIF_USER",
+        owner=True,
     )
     password_env: str = option(
         "GBIF_PWD",
         doc="Environment variable that holds the account's password.",
         example="MUSEUM_GBIF_PWD",
+        owner=True,
     )
     poll_s: float = option(
         60.0,
@@ -135,6 +138,7 @@ class GbifOptions(SweepOptions):
         "",
         doc="Folder for an archive while it is read; empty for the system's temporary one.",
         example="/var/tmp",  # noqa: S108 - an example of what is said, not a file that is made
+        owner=True,
     )
 
     def __post_init__(self) -> None:
