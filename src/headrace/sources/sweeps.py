@@ -41,6 +41,7 @@ from headrace.model.source import (
 from headrace.sources.http import Network, Service
 
 _DAY_S = 86_400.0
+_NOWHERE = msgspec.Raw(b"null")
 _ASK_AGAIN = "nothing needs to be done: it is asked again"
 
 
@@ -138,7 +139,8 @@ class SweepCursor(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the sweep reads everything."""
     since_us: int | None = None
     """From when on a sweep of changes reads."""
-    position: msgspec.Raw | None = None
+    position: msgspec.Raw = _NOWHERE
+    """Where the sweep is, as its hook says; null before its first part."""
     records: int = 0
     """Given by this sweep, repeats included."""
     repeats: int = 0
@@ -236,7 +238,7 @@ class SweepSource(ABC):
 
     def _sweep(self, at: SweepCursor) -> Generator[Page, None, SweepCursor]:
         """Yield a sweep's pages from a cursor on; return the cursor at its end."""
-        position = None if at.position is None else bytes(at.position)
+        position = None if at.position == _NOWHERE else bytes(at.position)
         for part in self.parts(at.sweep(), at.since_us, position):
             if self.closed.is_set():
                 raise Closed("The source is closed")
