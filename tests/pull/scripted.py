@@ -17,7 +17,6 @@ from headrace.pull.state import read_state, state_key
 
 TOPIC = Topic("t", 1, key_field="k")
 COUNTS = Topic("counts", 1)
-PER_PAGE = 3
 HOUR_US = 3_600_000_000
 
 
@@ -32,9 +31,10 @@ class Scripted:
     done. `pages` are those that were asked for, by number, in order.
     """
 
-    def __init__(self, *scripts, done=True):
+    def __init__(self, *scripts, done=True, per_page=3):
         self.scripts = [s if isinstance(s, tuple) else (s, True) for s in scripts]
         self.done = done
+        self.per_page = per_page
         self.pages = []
         self.counted = 0
 
@@ -43,7 +43,9 @@ class Scripted:
         for n in range(number, len(self.scripts) + 1):
             records, full = self.scripts[n - 1]
             keys = list(records)
-            pages = [keys[i : i + PER_PAGE] for i in range(0, len(keys), PER_PAGE)] or [[]]
+            pages = [keys[i : i + self.per_page] for i in range(0, len(keys), self.per_page)] or [
+                []
+            ]
             for p in range(page, len(pages)):
                 self.pages.append((n, p))
                 last = p == len(pages) - 1
@@ -51,7 +53,7 @@ class Scripted:
                     [self._record(key, records[key]) for key in pages[p]],
                     json.dumps([n + 1, 0] if last else [n, p + 1]).encode(),
                     done=last and n == len(self.scripts) and self.done,
-                    progress=(p * PER_PAGE + len(pages[p]), len(keys)),
+                    progress=(p * self.per_page + len(pages[p]), len(keys)),
                     sweep=Sweep(n, n * HOUR_US, full),
                     sweep_done=last,
                 )

@@ -6,12 +6,14 @@ import fcntl
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import IO
 
 import msgspec
 
 from headrace.app.registry import open_source
 from headrace.control.files import replace
+from headrace.control.known_keys import known_keys
 from headrace.control.progress import PROGRESS_FILE, Progress
 from headrace.log.remote import RemoteLog
 from headrace.model import plan as plans
@@ -22,6 +24,7 @@ from headrace.model.source import Source
 from headrace.pull import metrics
 from headrace.pull.run import Site, run_pull
 from headrace.sources.http import Network
+from headrace.tables.delta import DeltaTables
 
 OWNER_FILE = "pull.owner"
 _ASK_EVERY_S = 0.2
@@ -50,7 +53,8 @@ def run_role(role: Role) -> None:
     with owner_of(role) as owner, closing(RemoteLog(role.layout.log, role.layout.door)) as log:
         if owner is None:
             return
-        site = Site(owner, role.layout)
+        tables = DeltaTables(role.layout.root, role.clock)
+        site = Site(owner, role.layout, partial(known_keys, role.plan, tables))
         ended = run_pull(
             role.plan, log, role.clock, role.stop, opened, tell, site=site, until_idle=role.drain
         )
