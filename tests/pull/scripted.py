@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from pathlib import Path
 
@@ -43,17 +44,16 @@ class Scripted:
         for n in range(number, len(self.scripts) + 1):
             records, full = self.scripts[n - 1]
             keys = list(records)
-            pages = [keys[i : i + self.per_page] for i in range(0, len(keys), self.per_page)] or [
-                []
-            ]
-            for p in range(page, len(pages)):
+            n_pages = max(1, math.ceil(len(keys) / self.per_page))
+            for p in range(page, n_pages):
                 self.pages.append((n, p))
-                last = p == len(pages) - 1
+                given = keys[p * self.per_page :][: self.per_page]
+                last = p == n_pages - 1
                 yield Page(
-                    [self._record(key, records[key]) for key in pages[p]],
+                    [self._record(key, records[key]) for key in given],
                     json.dumps([n + 1, 0] if last else [n, p + 1]).encode(),
                     done=last and n == len(self.scripts) and self.done,
-                    progress=(p * self.per_page + len(pages[p]), len(keys)),
+                    progress=(p * self.per_page + len(given), len(keys)),
                     sweep=Sweep(n, n * HOUR_US, full),
                     sweep_done=last,
                 )
