@@ -302,8 +302,10 @@ def world(tmp_path):
 class Client:
     """The application, asked in process."""
 
-    def __init__(self, world, plan=PLAN, *, alone=True) -> None:
-        self.app = create_app(plan, world.tables, world.log, world.layout, world.clock, alone=alone)
+    def __init__(self, world, plan=PLAN, *, alone=True, **more) -> None:
+        self.app = create_app(
+            plan, world.tables, world.log, world.layout, world.clock, alone=alone, **more
+        )
         self.runner = asyncio.Runner()
         self.http = httpx2.AsyncClient(
             transport=httpx2.ASGITransport(self.app), base_url="http://localhost"

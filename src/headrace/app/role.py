@@ -34,7 +34,7 @@ ROLES = {
     "collect": "headrace.collect.run:run_role",
     "process": "headrace.process.run:run_role",
     "pull": "headrace.app.sources:run_role",
-    "serve": "headrace.serve.run:run_role",
+    "serve": "headrace.app.serving:run_role",
 }
 """Name → where the role's function is."""
 

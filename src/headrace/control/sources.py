@@ -211,11 +211,11 @@ def remove(plan: plans.Plan, log: SourcesLog, name: str) -> None:
                 hint="Take it out there, or pause it.",
                 code="source_of_pipeline",
             )
-        raise _unknown(name)
+        raise unknown_source(name)
     try:
         log.put_if(entry.key, entry.revision, None)
     except Fenced as e:
-        raise _unknown(name) from e
+        raise unknown_source(name) from e
     _clear(log, name)
 
 
@@ -316,7 +316,7 @@ def _set_paused(
 ) -> None:
     for _ in range(_TRIES):
         if not any(w.source.name == name for w in wanted_sources(plan, log)):
-            raise _unknown(name)
+            raise unknown_source(name)
         entry = log.get(paused_key(name))
         value = msgspec.json.encode(Paused(paused, clock.now_us()))
         with suppress(Fenced):
@@ -346,7 +346,8 @@ def _exists(name: str) -> Invalid:
     )
 
 
-def _unknown(name: str) -> Invalid:
+def unknown_source(name: str) -> Invalid:
+    """Return the error that says that there is no such source."""
     return Invalid(
         f"There is no source {name[:120]!r}",
         hint="`headrace sources list` and GET /v1/sources list those there are.",

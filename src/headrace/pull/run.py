@@ -23,19 +23,17 @@ import traceback
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from headrace.control.leases import LEASE_S, Lease
 from headrace.control.progress import Progress, State
-from headrace.control.sources import PREFIX, SourcesLog, Wanted, lease_key, wanted_sources
+from headrace.control.sources import PREFIX, Wanted, lease_key, wanted_sources
+from headrace.control.turns import InTurn, TurnLog
 from headrace.model import plan as plans
-from headrace.model.batch import Batch
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, Fenced, HeadraceError, Invalid, Unavailable
 from headrace.model.layout import Layout
-from headrace.model.log import Appended, StateEntry
 from headrace.model.source import Source
-from headrace.pull.puller import KnownKeys, Puller, PullLog, no_keys
+from headrace.pull.puller import KnownKeys, Puller, no_keys
 from headrace.pull.records import Door
 from headrace.pull.seen import remove_index
 from headrace.pull.state import SourceReport
@@ -62,13 +60,9 @@ class Site:
     """See `puller.py`."""
 
 
-class RunLog(PullLog, SourcesLog, Protocol):
-    """What of `Log` is needed here; reads are made by one thread at a time."""
-
-
 def run_pull(
     plan: plans.Plan,
-    log: RunLog,
+    log: TurnLog,
     clock: Clock,
     stop: threading.Event,
     open_source: OpenSource,
@@ -109,14 +103,14 @@ class _Manager:
     """The sources of this process; its methods are called from one thread but where it is said."""
 
     def __init__(
-        self, plan: plans.Plan, log: RunLog, clock: Clock, open_source: OpenSource, site: Site
+        self, plan: plans.Plan, log: TurnLog, clock: Clock, open_source: OpenSource, site: Site
     ) -> None:
         self.broken: list[BaseException] = []
         self._plan = plan
         self._clock = clock
         self._open_source = open_source
         self._site = site
-        self._log = _OneReader(log)
+        self._log = InTurn(log)
         self._ones: dict[str, _One] = {}
         self._has_looked = False
         self._something = threading.Event()
@@ -223,7 +217,7 @@ class _Manager:
             declared,
             source,
             door,
-            _Expecting(self._log, one.wanted.expect),
+            self._log.expecting(one.wanted.expect),
             threading.Lock(),
             index=layout.index(declared.name) if layout else None,
             counts=counts or None,
@@ -355,54 +349,3 @@ class _Task:
         if not self.halt.is_set():
             self.halt.set()
             self._source.close()
-
-
-class _OneReader:
-    """A log whose reading end several threads may use, one after another."""
-
-    def __init__(self, log: RunLog) -> None:
-        self._log = log
-        self._reading = threading.Lock()
-
-    def append(
-        self,
-        topic: str,
-        records: Batch,
-        state: dict[str, bytes] | None = None,
-        expect: dict[str, int] | None = None,
-    ) -> list[Appended]:
-        return self._log.append(topic, records, state, expect)
-
-    def get(self, key: str) -> StateEntry | None:
-        with self._reading:
-            return self._log.get(key)
-
-    def scan(self, prefix: str) -> list[StateEntry]:
-        with self._reading:
-            return self._log.scan(prefix)
-
-    def put_if(self, key: str, expected_revision: int, value: bytes | None) -> StateEntry | None:
-        return self._log.put_if(key, expected_revision, value)
-
-
-class _Expecting:
-    """A log that appends only while a source is declared as it was when this was made."""
-
-    def __init__(self, log: _OneReader, expect: dict[str, int]) -> None:
-        self._log = log
-        self._expect = expect
-
-    def append(
-        self,
-        topic: str,
-        records: Batch,
-        state: dict[str, bytes] | None = None,
-        expect: dict[str, int] | None = None,
-    ) -> list[Appended]:
-        return self._log.append(topic, records, state, {**(expect or {}), **self._expect})
-
-    def get(self, key: str) -> StateEntry | None:
-        return self._log.get(key)
-
-    def scan(self, prefix: str) -> list[StateEntry]:
-        return self._log.scan(prefix)

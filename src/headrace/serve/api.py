@@ -34,6 +34,7 @@ from headrace.serve.openapi import openapi
 from headrace.serve.query import Engine
 from headrace.serve.reading import Readings
 from headrace.serve.relations import Catalog, Snapshots
+from headrace.serve.sources import SourceEndpoints, SourceParts
 from headrace.serve.tokens import TokenEndpoints
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -71,13 +72,14 @@ def create_app(
     *,
     alone: bool = False,
     tokens: Tokens | None = None,
+    sources: SourceParts | None = None,
 ) -> Starlette:
     """Return the application that answers reads of a data directory.
 
     `tables` are read; `log` knows what was done about dead letters, and takes what is to be.
     `alone` says that no other role runs beside it here, so readiness depends on none. `tokens` are
-    there if the plan asks for tokens. The application's lifespan ends its threads;
-    `app.state.engine` is there to do so at once.
+    there if the plan asks for tokens, `sources` where a pull role may run beside it. The
+    application's lifespan ends its threads; `app.state.engine` is there to do so at once.
     """
     if plan.options.tokens != (tokens is not None):
         raise Internal("The plan asks for tokens, and there is nothing to judge them by")
@@ -97,6 +99,8 @@ def create_app(
     }
     if tokens is not None:
         handlers |= _token_handlers(TokenEndpoints(tokens.log, clock))
+    if sources is not None:
+        handlers |= _source_handlers(SourceEndpoints(plan, sources, layout.run, clock))
     access = Access(tokens.admission if tokens is not None else None, alone=alone)
 
     def endpoint(path: str, by_method: dict[str, Handler]) -> Handler:
@@ -164,6 +168,15 @@ def _token_handlers(tokens: TokenEndpoints) -> dict[str, dict[str, Handler]]:
     return {
         "/v1/tokens": {"GET": tokens.listed, "POST": tokens.create},
         "/v1/tokens/{token}": {"DELETE": tokens.revoke},
+    }
+
+
+def _source_handlers(sources: SourceEndpoints) -> dict[str, dict[str, Handler]]:
+    return {
+        "/v1/sources": {"GET": sources.listed, "POST": sources.add},
+        "/v1/sources/{source}": {"DELETE": sources.remove},
+        "/v1/sources/{source}/pause": {"POST": sources.pause},
+        "/v1/sources/{source}/resume": {"POST": sources.resume},
     }
 
 

@@ -10,6 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
+from headrace.control.progress import Listed
+from headrace.control.sources import Request
 from headrace.control.tokens import LIFETIME_S_DEFAULT, LIFETIME_S_MAX
 from headrace.model.plan import DEAD_LETTER_SCHEMA, Column, Plan, Query, QueryParameter, Route
 from headrace.model.schema import Schema, Type
@@ -51,6 +55,7 @@ def openapi(plan: Plan) -> Json:
     paths.update(_dead_letter_paths())
     paths.update(_server_paths(plan))
     security: Json = {}
+    paths.update(_source_paths())
     if plan.options.tokens:
         paths.update(_token_paths())
         security = {"securitySchemes": {SCHEME: {"type": "http", "scheme": "bearer"}}}
@@ -236,6 +241,41 @@ def _act(done: str, summary: str, more: Json) -> Json:
     body = {"type": "object", "properties": properties, "required": ["ids"]}
     operation["requestBody"] = {"required": True, "content": _json_content(body)}
     return operation
+
+
+def _source_paths() -> dict[str, Json]:
+    listed = _schema(Listed)
+    listing = {"type": "object", "properties": {"sources": {"type": "array", "items": listed}}}
+    name = {"name": "source", "in": "path", "required": True, "schema": {"type": "string"}}
+    add = _operation("Add a source", "sources")
+    add["description"] = (
+        "It is pulled from within two seconds, and again after a restart. Only where the pipeline "
+        "says `add_sources=True`; kinds that read files are refused, and URLs that lead inside."
+    )
+    add["requestBody"] = {"required": True, "content": _json_content(_schema(Request))}
+    add["responses"]["201"] = {"description": "Declared", "content": _json_content(listed)}
+    pause = _get("Have a source wait until it is resumed", "sources", _json_content(listed))
+    resume = _get("Have a source go on, or try again", "sources", _json_content(listed))
+    removed = {"type": "object", "properties": {"removed": {"type": "string"}}}
+    remove = _get("Remove a source that was added", "sources", _json_content(removed))
+    remove["description"] = "What it collected stays. One of the pipeline file can only be paused."
+    for operation in (pause, resume, remove):
+        operation["parameters"] = [name]
+    return {
+        "/v1/sources": {
+            "get": _get("List sources with their progress", "sources", _json_content(listing)),
+            "post": add,
+        },
+        "/v1/sources/{source}": {"delete": remove},
+        "/v1/sources/{source}/pause": {"post": pause},
+        "/v1/sources/{source}/resume": {"post": resume},
+    }
+
+
+def _schema(kind: type) -> Json:
+    """Return the JSON schema of a type of ours."""
+    schema: Json = msgspec.json.schema(kind)["$defs"][kind.__name__]
+    return schema
 
 
 def _token_paths() -> dict[str, Json]:

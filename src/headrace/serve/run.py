@@ -17,6 +17,7 @@ from granian.server.embed import Server
 from starlette.applications import Starlette
 
 from headrace.control.admission import Admission
+from headrace.control.sources import OptionsOf
 from headrace.log.reader import EmbeddedLogReader
 from headrace.log.remote import RemoteLog
 from headrace.model.clock import Clock
@@ -26,6 +27,7 @@ from headrace.model.plan import Plan
 from headrace.model.role import Role
 from headrace.serve.api import Tokens, create_app
 from headrace.serve.query import Engine
+from headrace.serve.sources import SourceParts
 from headrace.tables.delta import DeltaTables
 
 GRACE_S = 1.0
@@ -38,9 +40,19 @@ CONNECT_EVERY_S = 0.02
 _log = logging.getLogger("headrace.serve")
 
 
-def run_role(role: Role) -> None:
-    """Run the role `serve` behind the collector, which has the public port."""
-    run_serve(role.plan, role.layout, role.clock, stop=role.stop, ready=role.ready)
+def run_role(role: Role, options_of: OptionsOf) -> None:
+    """Run the role `serve` behind the collector, which has the public port.
+
+    `options_of` knows the kinds of sources that may be added while it runs.
+    """
+    run_serve(
+        role.plan,
+        role.layout,
+        role.clock,
+        stop=role.stop,
+        ready=role.ready,
+        options_of=options_of,
+    )
 
 
 def run_serve(
@@ -52,23 +64,29 @@ def run_serve(
     ready: Callable[[], None],
     host: str | None = None,
     port: int = 0,
+    options_of: OptionsOf | None = None,
 ) -> None:
     """Answer reads until `stop` is set.
 
     Without `host` on the data directory's Unix socket, to which the collector hands on what is not
-    its own; with `host` on a TCP port, alone. `ready` is called once requests are answered.
+    its own; with `host` on a TCP port, alone. `ready` is called once requests are answered. Without
+    `options_of` there are no paths for sources.
     `Unavailable`: the address cannot be listened on.
     """
     socket = None if host is not None else layout.serve
     with ExitStack() as stack:
         # A log's reading end is for one thread at a time, so each part that reads has its own.
-        log, tokens_log = (
-            stack.enter_context(closing(RemoteLog(layout.log, layout.door))) for _ in range(2)
+        log, tokens_log, sources_log = (
+            stack.enter_context(closing(RemoteLog(layout.log, layout.door))) for _ in range(3)
         )
         reader = stack.enter_context(closing(EmbeddedLogReader(layout.log)))
         tokens = Tokens(Admission(reader, clock), tokens_log) if plan.options.tokens else None
         tables = DeltaTables(layout.root, clock)
-        app = create_app(plan, tables, log, layout, clock, alone=host is not None, tokens=tokens)
+        sources = SourceParts(options_of, sources_log) if options_of is not None else None
+        alone = host is not None
+        app = create_app(
+            plan, tables, log, layout, clock, alone=alone, tokens=tokens, sources=sources
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(app, socket, host or "", port, stop, ready))
     if socket is not None:

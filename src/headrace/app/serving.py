@@ -1,0 +1,12 @@
+"""The serve role, told by the registry which kinds of sources may be added while it runs."""
+
+from __future__ import annotations
+
+from headrace.app.registry import options_at_run_time
+from headrace.model.role import Role
+from headrace.serve import run
+
+
+def run_role(role: Role) -> None:
+    """Answer reads until told to stop; see `serve/run.py`."""
+    run.run_role(role, options_at_run_time)
