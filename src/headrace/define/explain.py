@@ -9,6 +9,7 @@ import msgspec
 from headrace.define.binder import Binder, Node, walk
 from headrace.model.plan import SYSTEM_COLUMNS, Keyed, Options, Plan, Table, Topic, View
 
+_QUANTILES = ("quantile_cont", "quantile_disc", "quantile", "median", "approx_quantile")
 _STATES = {
     "count": "a number",
     "count_if": "a number",
@@ -28,11 +29,7 @@ _STATES = {
     "approx_count_distinct": "the 4,096 smallest hashes (a theta sketch; exact below that)",
     "first": "the earliest row's value, by time and event_id",
     "last": "the latest row's value, by time and event_id",
-    "quantile_cont": "numbers of values in logarithmic buckets, 1 % wide",
-    "quantile_disc": "numbers of values in logarithmic buckets, 1 % wide",
-    "quantile": "numbers of values in logarithmic buckets, 1 % wide",
-    "median": "numbers of values in logarithmic buckets, 1 % wide",
-    "approx_quantile": "numbers of values in logarithmic buckets, 1 % wide",
+    **dict.fromkeys(_QUANTILES, "numbers of values in logarithmic buckets, 1 % wide"),
     **dict.fromkeys(
         ("stddev", "stddev_samp", "stddev_pop", "variance", "var_samp", "var_pop"),
         "a number, an exact sum and an exact sum of squares",
@@ -44,7 +41,7 @@ _STATES = {
 }
 _DISTINCT = "every value with the number of its rows, so it is exact"
 _KEYED_STATES = {
-    **dict.fromkeys(("min", "max"), _DISTINCT),
+    **dict.fromkeys(("min", "max", *_QUANTILES), _DISTINCT),
     **dict.fromkeys(("bool_and", "every", "bool_or"), "how many were true and how many false"),
 }
 """What is kept where rows may be taken out again."""

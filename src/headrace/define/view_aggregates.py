@@ -1,6 +1,7 @@
 """Every aggregate that a view can keep up to date: what of it is state, and its final value.
 
-Each one's state can be merged in any order and grouping with the same result, bit for bit. That is
+Each one's state can be merged in any order and grouping with the same result, bit for bit. Over a
+table whose rows may be taken out again it is counts and sums only, which can be negated. That is
 why sums of DOUBLE are kept as integers: a DOUBLE is a 53-bit integer times a power of two, so
 values whose exponents share a block of 40 are scaled to integers below 2^94 and added up exactly.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from headrace.define.view_buckets import bucket_of, bucket_value
 from headrace.define.view_parse import refuse
+from headrace.define.view_refused import check_call, unknown
 from headrace.define.view_state import StateBuilder
 from headrace.define.view_types import (
     FLOATS,
@@ -36,43 +38,6 @@ _LIMB = 1 << 40
 """Squares of 64-bit integers are summed in two limbs, since their sum passes 128 bits."""
 
 _SUM_128 = "DECIMAL(38,0)"
-
-_BY_VALUE = "GROUP BY with the value as a key too, and do the rest where the view is read"
-
-_INSTEAD = {
-    "any_value": "min(x), or first(x), which takes the earliest row",
-    "arbitrary": "min(x), or first(x), which takes the earliest row",
-    "mode": _BY_VALUE,
-    "string_agg": _BY_VALUE,
-    "listagg": _BY_VALUE,
-    "group_concat": _BY_VALUE,
-    "array_agg": _BY_VALUE,
-    "list": _BY_VALUE,
-    "histogram": _BY_VALUE,
-    "approx_top_k": _BY_VALUE,
-    "mad": "quantile_cont(x, [0.25, 0.75])",
-    "reservoir_quantile": "approx_quantile(x, q)",
-    "sum_no_overflow": "sum(x)",
-}
-_FORGETTING = {
-    **dict.fromkeys(
-        ["first", "last"],
-        "rows may be taken out, and the one before is not kept: take min(x) or max(x), or group by "
-        "x and choose where the view is read",
-    ),
-    **dict.fromkeys(
-        ["arg_min", "arg_max", "argmin", "argmax", "min_by", "max_by"],
-        "rows may be taken out, and the one before is not kept: take min(y) or max(y), or read the "
-        "row from the table itself",
-    ),
-    "approx_count_distinct": "rows may be taken out, which a sketch cannot: count(DISTINCT x) is "
-    "exact and goes down",
-}
-"""Aggregates whose state does not keep all rows, and what to do over a table with a key."""
-_SUPPORTED = (
-    "count, sum, avg, min, max, bool_and, bool_or, stddev, variance, count(DISTINCT x), "
-    "approx_count_distinct, median, quantile_cont, quantile_disc, first, last, arg_min, arg_max"
-)
 
 
 @dataclass(frozen=True)
@@ -112,18 +77,13 @@ class AggregateCompiler:
         """Return the name of the final relation's column with a call's value."""
         compile_call = self._compilers().get(call.name)
         if compile_call is None:
-            hint = _INSTEAD.get(call.name, "")
-            name = "string_agg" if call.name == "listagg" else call.name
-            raise refuse(
-                name,
-                f"use {hint}" if hint else f"what can be maintained: {_SUPPORTED}",
-            )
-        if self._state.retracts and call.name in _FORGETTING:
-            raise refuse(f"{call.name} over a table with a key", _FORGETTING[call.name])
-        if call.distinct and call.name not in {"count", "min", "max", "bool_and", "bool_or"}:
-            raise refuse(f"{call.name}(DISTINCT …)", "only count(DISTINCT x) is kept exactly")
-        if call.order and call.name not in {"first", "last"}:
-            raise refuse(f"ORDER BY in {call.name}", "leave it out; first and last take ORDER BY")
+            raise unknown(call.name)
+        check_call(
+            call.name,
+            distinct=call.distinct,
+            ordered=call.order is not None,
+            retracts=self._state.retracts,
+        )
         return self._state.derive(f"CAST({compile_call(call)} AS {call.type})")
 
     def _compilers(self) -> dict[str, Callable[[Call], str]]:
@@ -134,9 +94,7 @@ class AggregateCompiler:
             "countif": self._count_if,
             "min": self._extreme,
             "max": self._extreme,
-            "bool_and": self._extreme,
-            "bool_or": self._extreme,
-            "every": self._extreme,
+            **dict.fromkeys(["bool_and", "bool_or", "every"], self._boolean),
             **dict.fromkeys(["sum", "fsum", "kahan_sum", "sumkahan"], self._sum),
             **dict.fromkeys(["avg", "mean", "favg"], self._avg),
             **dict.fromkeys(
@@ -188,42 +146,66 @@ class AggregateCompiler:
         return self._state.group(counted, "coalesce(sum({}), 0)", "BIGINT")
 
     def _count(self, call: Call) -> str:
-        where = self._where(call)
         if not call.distinct:
+            where = self._where(call)
             return self._count_of(self._argument(call)[0] if call.arguments else None, where)
-        x, kept = self._kept(call, call.arguments[0])
+        part = self._values(call, call.arguments[0], "count(DISTINCT …)")
+        return f"coalesce({self._state.take(part, 'count(*)')}, 0)"
+
+    def _values(self, call: Call, sql: str, what: str) -> str:
+        """Return the part with each value of an expression and the number of its rows."""
+        where = self._where(call)
+        x, kept = self._kept(call, sql)
         if is_nested(kept):
-            raise refuse("count(DISTINCT …) of a list or struct", "CAST the argument to VARCHAR")
+            raise refuse(f"{what} of a list or struct", "CAST the argument to VARCHAR")
         given = " AND ".join(filter(None, [f"{x} IS NOT NULL", where]))
-        part = self._state.counted(
+        return self._state.counted(
             "distinct", Column("x", kept), x, Column("n", "BIGINT"), "count(*)", given
         )
-        return f"coalesce({self._state.take(part, 'count(*)')}, 0)"
 
     def _count_if(self, call: Call) -> str:
         # Like DuckDB's, NULL where every condition is NULL.
         condition = self._state.input(f"CAST({call.arguments[0]} AS BOOLEAN)")
-        partial = f"sum(CAST({condition} AS INTEGER)){self._filter(self._where(call))}"
-        return self._state.group(partial, "sum({})", _SUM_128)
+        where = self._where(call)
+        return self._sum_of(f"CAST({condition} AS INTEGER)", condition, where, _SUM_128)
+
+    def _sum_of(self, sql: str, x: str, where: str | None, kind: str) -> str:
+        """Return a sum that is NULL where no row has a value of the base column `x`."""
+        total = self._state.total(f"sum({sql}){self._filter(where)}", kind)
+        if not self._state.retracts:
+            return total
+        return f"CASE WHEN {self._count_of(x, where)} > 0 THEN {total} END"
 
     def _extreme(self, call: Call) -> str:
         if len(call.arguments) > 1:
             raise refuse(f"{call.name}(x, n)", "keep the one extreme, or group by x")
+        if self._state.retracts:
+            part = self._values(call, call.arguments[0], call.name)
+            return self._state.take(part, f"{call.name}({part}_x)")
+        x, kept = self._kept(call, call.arguments[0])
+        partial = f"{call.name}({x}){self._filter(self._where(call))}"
+        return self._state.group(partial, f"{call.name}({{}})", kept)
+
+    def _boolean(self, call: Call) -> str:
         function = "bool_and" if call.name == "every" else call.name
         x, kept = self._kept(call, call.arguments[0])
-        partial = f"{function}({x}){self._filter(self._where(call))}"
-        return self._state.group(partial, f"{function}({{}})", kept)
+        where = self._where(call)
+        if not self._state.retracts:
+            partial = f"{function}({x}){self._filter(where)}"
+            return self._state.group(partial, f"{function}({{}})", kept)
+        true = self._state.total(f"count(*){self._filter(x, where)}", "BIGINT")
+        false = self._state.total(f"count(*){self._filter(f'NOT {x}', where)}", "BIGINT")
+        value = f"{false} = 0" if function == "bool_and" else f"{true} > 0"
+        return f"CASE WHEN {true} + {false} > 0 THEN {value} END"
 
     def _sum(self, call: Call) -> str:
         x, kind = self._argument(call)
         where = self._where(call)
         digits = decimal_digits(kind)
         if digits and call.type != "DOUBLE":
-            return self._state.group(
-                f"sum({x}){self._filter(where)}", "sum({})", f"DECIMAL(38,{digits[1]})"
-            )
+            return self._sum_of(x, x, where, f"DECIMAL(38,{digits[1]})")
         if kind in INTEGERS | WIDE_INTEGERS | {"BOOLEAN"} and call.type != "DOUBLE":
-            return self._state.group(f"sum({x}){self._filter(where)}", "sum({})", _SUM_128)
+            return self._sum_of(x, x, where, _SUM_128)
         self._require_number(call, kind)
         n, total = self._exact_sum(f"CAST({call.arguments[0]} AS DOUBLE)", where)
         return f"CASE WHEN {n} > 0 THEN {total} END"
@@ -283,7 +265,7 @@ class AggregateCompiler:
             return f"CASE WHEN {n} > 0 THEN {total} / {n} END"
         digits = decimal_digits(kind)
         kept = f"DECIMAL(38,{digits[1]})" if digits else _SUM_128
-        total = self._state.group(f"sum({x}){self._filter(where)}", "sum({})", kept)
+        total = self._state.total(f"sum({x}){self._filter(where)}", kept)
         n = self._count_of(x, where)
         number = (
             f"CAST({total} AS DOUBLE)" if digits else f"CAST(CAST({total} AS HUGEINT) AS DOUBLE)"
@@ -330,11 +312,11 @@ class AggregateCompiler:
         whole = f"({sql}) * CAST({scale} AS DECIMAL({len(str(scale))},0))" if digits else sql
         x = self._state.input(f"CAST({whole} AS HUGEINT)")
         given = self._filter(where)
-        add = self._state.group
+        add = self._state.total
         n = self._count_of(x, where)
-        s = self._state.derive(f"CAST({add(f'sum({x}){given}', 'sum({})', _SUM_128)} AS HUGEINT)")
-        high = add(f"sum({x} * {x} // {_LIMB}){given}", "sum({})", _SUM_128)
-        low = add(f"sum({x} * {x} % {_LIMB}){given}", "sum({})", _SUM_128)
+        s = self._state.derive(f"CAST({add(f'sum({x}){given}', _SUM_128)} AS HUGEINT)")
+        high = add(f"sum({x} * {x} // {_LIMB}){given}", _SUM_128)
+        low = add(f"sum({x} * {x} % {_LIMB}){given}", _SUM_128)
         step = self._state.derive
         q = step(f"CASE WHEN {n} > 0 THEN sign({s}) * ((2 * abs({s}) + {n}) // (2 * {n})) END")
         r = step(f"{s} - {q} * {n}")
@@ -388,6 +370,9 @@ class AggregateCompiler:
                 hint="quantile_cont(x, 0.95)",
                 code="sql",
             )
+        continuous = call.name in {"median", "quantile_cont"}
+        if self._state.retracts:
+            return self._quantile_of_values(call, kind, fractions, continuous=continuous)
         where = self._where(call)
         x = self._state.input(f"CAST({call.arguments[0]} AS DOUBLE)")
         lowest = self._state.group(f"min({x}){self._filter(where)}", "min({})", "DOUBLE")
@@ -401,25 +386,42 @@ class AggregateCompiler:
             "count(*)",
             given,
         )
-        continuous = call.name in {"median", "quantile_cont"}
         exact = {0.0: lowest, 1.0: highest}
         values = []
         for q in fractions:
-            value = self._quantile_value(part, q, continuous=continuous)
+            value = self._quantile_value(part, "b", bucket_value, q, continuous=continuous)
             values.append(exact.get(q, f"greatest(least({value}, {highest}), {lowest})"))
         if not call.many:
             return values[0]
         return f"CASE WHEN {lowest} IS NOT NULL THEN [{', '.join(values)}] END"
 
-    def _quantile_value(self, part: str, q: float, *, continuous: bool) -> str:
-        """Return a value of the final relation: what stands for the bucket at a rank.
+    def _quantile_of_values(
+        self, call: Call, kind: str, fractions: Sequence[float], *, continuous: bool
+    ) -> str:
+        """Take quantiles of all values, exactly.
+
+        Buckets alone would not know the extremes once rows are taken out, and to know them all
+        values must be kept.
+        """
+        sql = call.arguments[0] if kind == "DOUBLE" else f"CAST({call.arguments[0]} AS DOUBLE)"
+        part = self._values(call, sql, call.name)
+        values = [self._quantile_value(part, "x", str, q, continuous=continuous) for q in fractions]
+        if not call.many:
+            return values[0]
+        lowest = self._state.take(part, f"min({part}_x)")
+        return f"CASE WHEN {lowest} IS NOT NULL THEN [{', '.join(values)}] END"
+
+    def _quantile_value(
+        self, part: str, item: str, value_of: Callable[[str], str], q: float, *, continuous: bool
+    ) -> str:
+        """Return a value of the final relation: what stands for the item of a part at a rank.
 
         Between two ranks quantile_cont draws a line, as DuckDB's does over the values themselves.
         """
         keys = [c.name for c in self._state.key_columns]
         by = f"PARTITION BY {', '.join(keys)}" if keys else ""
         source = (
-            f"(SELECT *, sum({part}_n) OVER ({by} ORDER BY {part}_b) AS upto,"
+            f"(SELECT *, sum({part}_n) OVER ({by} ORDER BY {part}_{item}) AS upto,"
             f" sum({part}_n) OVER ({by}) AS total FROM {part})"
         )
         if continuous:
@@ -427,7 +429,7 @@ class AggregateCompiler:
             low, high = f"floor({rank})", f"ceil({rank})"
         else:
             low = high = f"greatest(ceil({q!r}::DOUBLE * total) - 1, 0)"
-        value = bucket_value(f"{part}_b")
+        value = value_of(f"{part}_{item}")
         below = self._state.take(part, f"min({value}) FILTER (WHERE upto > {low})", source)
         if not continuous:
             return below

@@ -142,7 +142,7 @@ class _Compiler:
         rewrite = _Rewriter(self, state, compiler, keys).rewritten
         outputs = [(name, rewrite(tree)) for name, tree in parsed.items]
         having = rewrite(parsed.having) if parsed.having is not None else None
-        if window:
+        if window and not retracts:
             # The last column of the groups, whatever else asks for the same: see `ViewState`.
             latest = f"max(CAST({state.input(quoted(window.on))} AS TIMESTAMPTZ))"
             state.group(latest, "max({})", "TIMESTAMPTZ")
@@ -304,7 +304,8 @@ class _Compiler:
         self._describe(final)
         for part in state.parts():
             self._describe(part.partial_sql)
-            self._describe(part.merge_sql.replace(" FROM parts", f" FROM {part.name}"))
+            for sql in filter(None, [part.merge_sql, part.retract_sql]):
+                self._describe(sql.replace(" FROM parts", f" FROM {part.name}"))
         return tuple(columns), final
 
     def _output_key(self) -> tuple[str, ...]:

@@ -12,10 +12,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from headrace.define.view_parse import group_by
 from headrace.model.plan import Column, StatePart
 
 _BASE = "{base}"
+ROWS = "a0"
+"""Column of `groups` with the number of a group's rows, of a view whose rows may be taken out."""
 _DERIVED = re.compile(r"\bv\d+\b")
 
 
@@ -83,6 +87,8 @@ class StateBuilder:
         self._groups: dict[str, _Group] = {}
         self._parts: dict[str, _Part] = {}
         self._derived: dict[str, str] = {}
+        if retracts:
+            self.group("count(*)", "coalesce(sum({}), 0)", "BIGINT")
 
     @property
     def key_columns(self) -> tuple[Column, ...]:
@@ -122,6 +128,15 @@ class StateBuilder:
             self._groups[partial] = found
         return found.name
 
+    def total(self, partial: str, type_text: str) -> str:
+        """Add a column of sums to `groups`.
+
+        It is NULL until there is something to add up, and 0 where rows may be taken out again.
+        """
+        if self.retracts:
+            return self.group(f"coalesce({partial}, 0)", "coalesce(sum({}), 0)", type_text)
+        return self.group(partial, "sum({})", type_text)
+
     def counted(
         self, prefix: str, item: Column, item_sql: str, count: Column, count_sql: str, where: str
     ) -> str:
@@ -142,7 +157,8 @@ class StateBuilder:
             "items",
             (*self.key_columns, Column(item_name, item.type), Column(count_name, count.type)),
             self._select([item_name, made], _rows_with(item_sql, item_name, where), [item_name]),
-            self._merge([item_name, summed], [item_name]),
+            self._merge([item_name, summed], [item_name], sums=[count_name]),
+            self._negated([item_name], [count_name]),
         )
         self._parts[identity] = _Part(part, [], name)
         return name
@@ -215,6 +231,7 @@ class StateBuilder:
             # A part has columns, and this one row, whatever else the view asks for.
             self.group("count(*)", "coalesce(sum({}), 0)", "BIGINT")
         base = self._base()
+        names = [g.name for g in self._groups.values()]
         columns = (*self.key_columns, *(Column(g.name, g.type) for g in self._groups.values()))
         partial = [f"CAST({g.partial} AS {g.type}) AS {g.name}" for g in self._groups.values()]
         merge = [f"CAST({g.merge} AS {g.type}) AS {g.name}" for g in self._groups.values()]
@@ -223,15 +240,14 @@ class StateBuilder:
             "groups",
             columns,
             self._select(partial, base, []),
-            self._merge(merge, [], self._with_grand_total()),
+            self._merge(merge, [], sums=names, rows=self._with_grand_total()),
+            self._negated([], names),
         )
         others = [p.part for p in self._parts.values()]
         return (
             groups,
             *(
-                StatePart(
-                    p.name, p.kind, p.columns, p.partial_sql.replace(_BASE, base), p.merge_sql
-                )
+                msgspec.structs.replace(p, partial_sql=p.partial_sql.replace(_BASE, base))
                 for p in others
             ),
         )
@@ -249,7 +265,7 @@ class StateBuilder:
             )
             joins.append(f" LEFT JOIN ({inner}) AS j_{name} ON {on or 'true'}")
             names += [f"j_{name}.{name}_v{i}" for i in range(len(values))]
-        joined = f"SELECT {', '.join(names)} FROM groups{''.join(joins)}"
+        joined = f"SELECT {', '.join(names)} FROM {self._standing_groups()}{''.join(joins)}"
         return self._with_derived(f"({joined})")
 
     def _with_derived(self, relation: str) -> str:
@@ -288,18 +304,55 @@ class StateBuilder:
         clause = group_by([k.name for k in self._keys], self._sets, extra)
         return f"SELECT {', '.join([*names, *outputs])} FROM {rows} {clause}".rstrip()
 
-    def _merge(self, outputs: Sequence[str], by: Sequence[str], rows: str = "parts") -> str:
+    def _merge(
+        self,
+        outputs: Sequence[str],
+        by: Sequence[str],
+        *,
+        sums: Sequence[str] = (),
+        rows: str = "parts",
+    ) -> str:
+        """Return the merge of a part; where rows are taken out, what adds up to nothing goes too.
+
+        Nothing is what merging it in adds, so the order of merges still makes no difference.
+        """
         names = [*self._key_names, *by]
         clause = f" GROUP BY {', '.join(names)}" if names else ""
+        if names and sums and self.retracts:
+            kept = [f"sum({name}) <> 0" for name in sums]
+            kept += [self._grand_total()] if self._has_grand_total and not by else []
+            clause += f" HAVING {' OR '.join(kept)}"
         selected = ", ".join([*self._key_names, *outputs])
         return f"SELECT {selected} FROM {rows}{clause}"
+
+    def _negated(self, by: Sequence[str], sums: Sequence[str]) -> str | None:
+        """Return what takes the rows of a part out again, if the table's rows may be."""
+        if not self.retracts:
+            return None
+        outputs = [*self._key_names, *by, *(f"-{name} AS {name}" for name in sums)]
+        return f"SELECT {', '.join(outputs)} FROM parts"
+
+    def _standing_groups(self) -> str:
+        """Return the groups that have rows, and the one that stands without any."""
+        if not self.retracts or not self._key_names:
+            return "groups"
+        kept = [f"{ROWS} > 0", *([self._grand_total()] if self._has_grand_total else [])]
+        return f"(SELECT * FROM groups WHERE {' OR '.join(kept)}) AS groups"
+
+    @property
+    def _has_grand_total(self) -> bool:
+        return self._sets is not None and not self._window and not all(self._sets)
+
+    def _grand_total(self) -> str:
+        """Return the condition that a group is that of the set without keys."""
+        return f"g = {(1 << len(self._keys)) - 1}"
 
     def _with_grand_total(self) -> str:
         """Return the partial groups, and a neutral one for the set without keys, if there is one.
 
         SQL gives that set its row over an empty table too.
         """
-        if self._sets is None or self._window or all(self._sets):
+        if not self._has_grand_total:
             return "parts"
         mask = (1 << len(self._keys)) - 1
         values = [*(["NULL"] * len(self._keys)), str(mask), *(["NULL"] * len(self._groups))]

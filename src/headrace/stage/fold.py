@@ -81,8 +81,12 @@ class ViewState:
         return pc.unique(pc.cast(self.fold()["groups"].column(_WINDOW_KEY), pa.int64()))
 
     def latest_us(self) -> int | None:
-        """Return the greatest time that a windowed view has seen, microseconds."""
-        column = self.view.parts[0].columns[-1].name
+        """Return the greatest time that a windowed view has seen, microseconds.
+
+        Where rows may be taken out, times are not kept: it is the start of the latest window.
+        """
+        part = self.view.parts[0]
+        column = _WINDOW_KEY if part.retract_sql else part.columns[-1].name
         latest = pc.max(pc.cast(self.fold()["groups"].column(column), pa.int64()))
         return latest.as_py()
 
