@@ -8,7 +8,8 @@ megabytes, and a change costs a record.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -136,24 +137,21 @@ class Collection:
                 self._selected[tests] = [ordered[n] for n in sorted(self._all_hold(tests))]
             return self._selected[tests]
 
-    def values(self, key: str, field: str) -> tuple[Fact, ...]:
-        """Return what the record under a key has of a field."""
-        return self._about[key][1][self._field[field]]
+    def column(self, field: str, keys: Sequence[str]) -> list[tuple[Fact, ...]]:
+        """Return what each of the records has of a field."""
+        n = self._field[field]
+        with self._lock:
+            about = self._about
+            return [about[key][1][n] for key in keys if key in about]
 
     def distinct(self, field: str) -> list[Fact]:
         """Return the values that records have of a field."""
         with self._lock:
             return list(self._where(field))
 
-    def counts(self, field: str, keys: Sequence[str]) -> dict[Fact, int]:
+    def counts(self, field: str, keys: Sequence[str]) -> Mapping[Fact, int]:
         """Return how many of the records have each value of a field."""
-        n = self._field[field]
-        counts: dict[Fact, int] = {}
-        with self._lock:
-            for key in keys:
-                for value in self._about[key][1][n] if key in self._about else ():
-                    counts[value] = counts.get(value, 0) + 1
-        return counts
+        return Counter(value for values in self.column(field, keys) for value in values)
 
     def _read(self, record: Record) -> tuple[Any, Facts]:
         # Most values are had by many records: each is kept once.

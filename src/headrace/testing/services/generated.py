@@ -105,6 +105,8 @@ class GeneratedGbif(Generated):
             "key": key,
             "datasetKey": self._dataset(draw),
             "publishingOrgKey": self._publishers[draw.below(5)],
+            "installationKey": self._publishers[draw.below(5)],
+            "hostingOrganizationKey": self._publishers[draw.below(5)],
             "publishingCountry": country.code,
             "protocol": "DWC_ARCHIVE",
             "lastCrawled": changed,

@@ -99,7 +99,7 @@ class Idigbio:
 
     def answer(self, request: Request) -> Reply:
         """Answer as the real service would."""
-        modified_us = self._modified_us(self.collection.select(()))
+        modified_us = max(map(int, self.collection.distinct("datemodified")), default=0)
         dated = {"Last-Modified": http_date(modified_us // 1_000_000 * 1_000_000)}
         dated |= {"Cache-Control": "public, max-age=300", "Vary": "Accept-Encoding, Origin"}
         if request.method == "GET" and _is_fresh(request, modified_us):
@@ -194,7 +194,7 @@ class Idigbio:
     def _sorted(self, keys: Sequence[str], asked: Mapping[str, Any]) -> Sequence[str]:
         for field, descending in reversed(_order(_given(asked, "sort", [{"dqs": "desc"}]))):
             if field != "uuid" or descending:
-                value = {key: self.collection.values(key, field) for key in keys}
+                value = dict(zip(keys, self.collection.column(field, keys), strict=True))
                 keys = sorted(keys, key=value.__getitem__, reverse=descending)
             else:
                 keys = sorted(keys) if keys is not self.collection.select(()) else keys
@@ -206,7 +206,8 @@ class Idigbio:
         return [_recordset(str(uuid), count) for uuid, count in most]
 
     def _modified_us(self, keys: Sequence[str]) -> int:
-        return max((int(self.collection.values(k, "datemodified")[0]) for k in keys), default=0)
+        newest = max(self.collection.column("datemodified", keys), default=())
+        return int(newest[0]) if newest else 0
 
 
 def _recordset(uuid: str, count: int | None = None) -> Record:

@@ -144,12 +144,10 @@ class Obis:
     def _counts(self, keys: Sequence[str]) -> dict[str, tuple[int, int, int]]:
         """Return of each dataset how many records it has, how many of absence, how many dropped."""
         counts: dict[str, tuple[int, int, int]] = {}
-        for key in keys:
-            dataset = str(self.collection.values(key, "dataset")[0])
-            absence = int(self.collection.values(key, "absence")[0])
-            dropped = int(self.collection.values(key, "dropped")[0])
-            n, a, d = counts.get(dataset, (0, 0, 0))
-            counts[dataset] = (n + 1, a + absence, d + dropped)
+        columns = (self.collection.column(f, keys) for f in ("dataset", "absence", "dropped"))
+        for (dataset,), (absence,), (dropped,) in zip(*columns, strict=True):
+            n, a, d = counts.get(str(dataset), (0, 0, 0))
+            counts[str(dataset)] = (n + 1, a + int(absence), d + int(dropped))
         return counts
 
     def _dataset(self, key: str, records: int, absences: int, dropped: int) -> Record:

@@ -10,7 +10,7 @@ import gzip
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import msgspec
 
@@ -102,26 +102,42 @@ def _read(path: Path, version: Callable[[bytes], Version]) -> History:
     return History(sorted(versions, key=lambda v: v.at_us or 0))
 
 
-class _Held(msgspec.Struct):
-    record: msgspec.Raw
+class _Gbif(msgspec.Struct):
+    key: int | str
+    lastInterpreted: str  # noqa: N815 - the service's name
 
 
-class _Item(msgspec.Struct):
-    item: msgspec.Raw
+class _Obis(msgspec.Struct):
+    id: str
+
+
+class _Terms(msgspec.Struct):
+    datemodified: str
+
+
+class _Idigbio(msgspec.Struct, rename="camel"):
+    uuid: str
+    index_terms: _Terms
+
+
+class _Line(msgspec.Struct):
+    """A line of a file of versions: its record, under one of two names."""
+
+    record: msgspec.Raw = msgspec.Raw()
+    item: msgspec.Raw = msgspec.Raw()
 
 
 def _gbif(line: bytes) -> Version:
-    body = bytes(msgspec.json.decode(line, type=_Held).record)
-    about: dict[str, Any] = msgspec.json.decode(body)
-    return Version(str(about["key"]), micros(about["lastInterpreted"]), body)
+    body = bytes(msgspec.json.decode(line, type=_Line).record)
+    about = msgspec.json.decode(body, type=_Gbif)
+    return Version(str(about.key), micros(about.lastInterpreted), body)
 
 
 def _obis(line: bytes) -> Version:
-    about: dict[str, Any] = msgspec.json.decode(line)
-    return Version(about["id"], None, line.strip())
+    return Version(msgspec.json.decode(line, type=_Obis).id, None, line.strip())
 
 
 def _idigbio(line: bytes) -> Version:
-    body = bytes(msgspec.json.decode(line, type=_Item).item)
-    about: dict[str, Any] = msgspec.json.decode(body)
-    return Version(about["uuid"], micros(about["indexTerms"]["datemodified"]), body)
+    body = bytes(msgspec.json.decode(line, type=_Line).item)
+    about = msgspec.json.decode(body, type=_Idigbio)
+    return Version(about.uuid, micros(about.index_terms.datemodified), body)
