@@ -141,6 +141,7 @@ class GeneratedGbif(Generated):
             "catalogNumber": f"H-{n:08d}",
             "institutionCode": "HR",
             "collectionCode": "Generated",
+            "identifier": f"urn:catalog:headrace:{n:08d}",
             "gbifID": str(key),
         }
 
