@@ -14,6 +14,8 @@ from headrace.sources.obis import Obis, ObisOptions
 from headrace.testing.services import services
 from headrace.testing.source_suite import GUARANTEES, SWEEP_GUARANTEES
 
+NETWORK = Network(ManualClock(), private=True)
+"""One for all tests that need no clock of their own: reading the certificates takes its time."""
 RECORDED = Path(__file__).resolve().parents[3] / "shared" / "data" / "obis"
 RECORDS = 160
 
@@ -33,8 +35,8 @@ def changing():
 
 def obis(url, clock=None, **options):
     asked = {"contact": "x@example.org", "page_size": 50, **options}
-    clock = clock or ManualClock()
-    return Obis(ObisOptions(url=url, **asked), clock, Network(clock, private=True))
+    network = Network(clock, private=True) if clock else NETWORK
+    return Obis(ObisOptions(url=url, **asked), network.clock, network)
 
 
 def one_sweep(source, cursor=None):

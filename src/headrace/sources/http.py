@@ -50,6 +50,8 @@ RETRY_AFTER_S_MAX = 3600.0
 """A service that asks to wait longer is asked again after this long: most likely it meant less."""
 RETRY_AFTER_S = 10.0
 """How long to wait if a service asks to wait and does not say how long."""
+CONNECT_S_MAX = 30.0
+"""Time-out of making a connection, unless a source's own is shorter."""
 STEPS_MAX = 20
 """An answer may take this many times the time-out in all, however steadily its bytes come."""
 
@@ -79,14 +81,18 @@ class _Host:
 
 
 class Network:
-    """What all sources of a process share; for use from many threads."""
+    """What all sources of a process share, connections included; for use from many threads."""
 
     def __init__(self, clock: Clock, *, private: bool = False) -> None:
         """Let sources ask private addresses too if `private`."""
         self.clock = clock
-        self.private = private
+        self.client = guarded_client(private, CONNECT_S_MAX)
         self._hosts: dict[str, _Host] = {}
         self._finding = threading.Lock()
+
+    def close(self) -> None:
+        """Give connections back; what is being asked fails."""
+        self.client.close()
 
     def host(self, name: str) -> _Host:
         """Return what is known of a host and port."""
@@ -127,7 +133,7 @@ class Answer:
 
 
 class Service:
-    """One source's way to one API; for use from one thread, `close` from any.
+    """One source's way to one API; for use from one thread.
 
     `url` is what every path is behind, `contact` whom its operators can write to. Asking ends with
     `Closed` soon after the event `closed` is set.
@@ -149,15 +155,12 @@ class Service:
         self._timeout_s = timeout_s
         self._gap_s = 1.0 / requests_per_s
         self._host = network.host(_host_of(url))
-        self._client = guarded_client(network.private, timeout_s)
-        self._client.headers = httpx2.Headers(
-            {"user-agent": user_agent(contact), "accept-encoding": "gzip"}
-        )
-
-    def close(self) -> None:
-        """Give connections back; the event is set before."""
-        if not self._host.turn.locked():
-            self._client.close()
+        self._client = network.client
+        self._said = {
+            "accept": "application/json",
+            "accept-encoding": "gzip",
+            "user-agent": user_agent(contact),
+        }
 
     def get(
         self,
@@ -217,11 +220,16 @@ class Service:
         content: bytes | None,
     ) -> httpx2.Request:
         url = path if "://" in path else f"{self._url}/{path.lstrip('/')}"
-        accepted = {"accept": "application/json", **(headers or {})}
-        query = dict(params) if params else None
         try:
             return self._client.build_request(
-                method, url, params=query, headers=accepted, content=content
+                method,
+                url,
+                params=dict(params) if params else None,
+                headers=self._said | dict(headers or {}),
+                content=content,
+                timeout=httpx2.Timeout(
+                    self._timeout_s, connect=min(self._timeout_s, CONNECT_S_MAX)
+                ),
             )
         except (httpx2.InvalidURL, UnicodeError) as error:
             msg = f"{url} cannot be asked: {error}"
@@ -283,9 +291,6 @@ class Service:
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             msg = f"{_place(str(request.url))} could not be asked: {error}"
             raise Unavailable(msg, hint=_ASK_AGAIN, code="not_reached") from error
-        finally:
-            if self._closed.is_set():
-                self._client.close()
 
     def _whole(self, response: httpx2.Response, asked_at_us: int) -> Answer:
         body = b"".join(self._chunks(response, ANSWER_BYTES_MAX))

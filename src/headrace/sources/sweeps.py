@@ -196,7 +196,6 @@ class SweepSource(ABC):
     def close(self) -> None:
         """See `Source`."""
         self.closed.set()
-        self.service.close()
 
     def open(self, cursor: bytes | None) -> Iterator[Page]:
         """See `Source`."""
