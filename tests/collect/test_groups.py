@@ -4,10 +4,10 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.collect.groups import NO_ID, Groups, give_ids
+from headrace.collect.groups import Groups
 from headrace.model.batch import Batch, is_client_chosen
 from headrace.model.clock import ManualClock, SystemClock, uuid7
-from headrace.model.ids import client_id
+from headrace.model.ids import NO_ID, client_id, give_ids
 
 
 def batch_of(ids):

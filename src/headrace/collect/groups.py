@@ -12,24 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-import numpy as np
-
 from headrace.model.batch import Batch
 from headrace.model.clock import Clock
 from headrace.model.errors import HeadraceError, Internal
+from headrace.model.ids import give_ids
 from headrace.model.log import Appended, Log
 
 Result = list[Appended] | HeadraceError
-
-NO_ID = b""
-"""Stands in a group for an id that it still has to give."""
-
-_VARIANT = 0b10 << 62
-_TAIL = (1 << 62) - 1
-"""The last 62 bits of a UUIDv7 are chance, the two before them its variant."""
-
-_FEW = 24
-"""Below so many ids, making them one by one is faster than setting arrays up."""
 
 _FULL_RECORDS = 4_096
 _FULL_BYTES = 1 << 20
@@ -138,32 +127,3 @@ def places(result: Result) -> list[Appended]:
         msg = "The log answered with neither places nor an error"
         raise Internal(msg)
     return result
-
-
-def give_ids(batch: Batch, clock: Clock) -> None:
-    """Give every record with `NO_ID` a new UUIDv7: one by chance, the others counted up from it.
-
-    RFC 9562 (6.2, method 2) allows this, and it costs a tenth of asking for chance each time.
-    """
-    n = batch.ids.count(NO_ID)
-    if n == 0:
-        return
-    made = _counted_up(clock.new_id(), n)
-    if n == len(batch):
-        batch.ids = made
-    else:
-        following = iter(made)
-        batch.ids = [next(following) if id_ == NO_ID else id_ for id_ in batch.ids]
-
-
-def _counted_up(first: bytes, n: int) -> list[bytes]:
-    tail = int.from_bytes(first[8:], "big")
-    if n < _FEW:
-        head = first[:8]
-        return [head + (_VARIANT | ((tail + i) & _TAIL)).to_bytes(8, "big") for i in range(n)]
-    words = np.empty((n, 2), ">u8")
-    words[:, 0] = int.from_bytes(first[:8], "big")
-    counted = np.arange(n, dtype=np.uint64) + np.uint64(tail & _TAIL)
-    words[:, 1] = (counted & np.uint64(_TAIL)) | np.uint64(_VARIANT)
-    made: list[bytes] = words.view("V16").ravel().tolist()
-    return made

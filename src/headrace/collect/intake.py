@@ -7,10 +7,9 @@ from typing import NamedTuple
 import msgspec
 
 from headrace.collect.envelopes import Records, refuse_unless_json
-from headrace.collect.groups import NO_ID
 from headrace.model.batch import UNMARKED, Batch
 from headrace.model.errors import Invalid
-from headrace.model.ids import client_id
+from headrace.model.ids import NO_ID, client_id
 from headrace.model.plan import Topic
 from headrace.stage.validate import Validator
 

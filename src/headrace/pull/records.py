@@ -7,7 +7,7 @@ import msgspec
 from headrace.model.batch import UNMARKED, Batch
 from headrace.model.clock import Clock, rfc3339
 from headrace.model.errors import Invalid
-from headrace.model.ids import client_id
+from headrace.model.ids import NO_ID, client_id, give_ids
 from headrace.model.plan import Source, Topic
 from headrace.model.source import DELETED_HEADER, SEEN_AT_HEADER, Page, PulledRecord
 from headrace.sources.paths import name_at
@@ -43,11 +43,12 @@ class Door:
             batch.add(
                 record.value,
                 received_at=received_at,
-                id=self._clock.new_id() if sweeps and record.key else self._id(record),
+                id=NO_ID if sweeps and record.key else self._id(record),
                 key=self._key(record),
                 headers=_headers(record),
                 mark=self._mark(record.value),
             )
+        give_ids(batch, self._clock)
         return batch
 
     def _id(self, record: PulledRecord) -> bytes:
@@ -55,7 +56,7 @@ class Door:
         if name is None and self._topic.id_field is not None:
             name = name_at(record.value, (self._topic.id_field,))
         if name is None:
-            return self._clock.new_id()
+            return NO_ID
         return client_id(self._scope, self._topic.name, name)
 
     def _key(self, record: PulledRecord) -> bytes | None:
