@@ -155,6 +155,7 @@ TABLES = {
     "deletions that are no condition": ("id, n", {"key": "id", "deleted": "n"}, "bad_deleted"),
     "retention": ("id", {"key": "id", "retention": "1 day"}, "keyed_retention"),
     "the weight's name": ("id, n AS _weight", {"key": "id"}, "reserved_column"),
+    "the epoch's name": ("id, n AS _epoch", {"key": "id"}, "reserved_column"),
     "the key's name": ("id, id AS _key", {"key": "id"}, "reserved_column"),
 }
 

@@ -13,7 +13,7 @@ from headrace.define.row_sql import RowSelect, table_columns
 from headrace.define.view_types import INTEGERS, decimal_digits, is_nested
 from headrace.model import plan as plans
 from headrace.model.errors import Invalid
-from headrace.model.plan import KEY_COLUMN, SYSTEM_COLUMNS, WEIGHT, Column, Keyed, Topic
+from headrace.model.plan import CHANGED_IN, KEY_COLUMN, SYSTEM_COLUMNS, WEIGHT, Column, Keyed, Topic
 
 _ADDED = (*SYSTEM_COLUMNS, KEY_COLUMN)
 _FLOATS = frozenset({"FLOAT", "DOUBLE"})
@@ -76,7 +76,7 @@ def _reserved(selects: Sequence[RowSelect]) -> Iterator[Invalid]:
     for select in selects:
         for item, (name, _) in zip(select.tree["select_list"], select.outputs, strict=True):
             own = name == KEY_COLUMN and item.get("column_names", [""])[-1].lower() == KEY_COLUMN
-            if name.lower() in {KEY_COLUMN, WEIGHT} and not own:
+            if name.lower() in {KEY_COLUMN, WEIGHT, CHANGED_IN} and not own:
                 yield Invalid(
                     f"{name!r} is the name of a column that tables with a key have themselves",
                     hint="Give the expression another name with AS.",

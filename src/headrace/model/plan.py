@@ -148,7 +148,7 @@ class Window(msgspec.Struct, frozen=True):
 StateKind = Literal["groups", "items", "smallest"]
 
 
-class StatePart(msgspec.Struct, frozen=True):
+class StatePart(msgspec.Struct, frozen=True, omit_defaults=True):
     """One relation of a view's state. A view has the part `groups` and any number of others.
 
     ========  ====================================================================
