@@ -111,7 +111,8 @@ pipeline.view(
     SELECT source, GROUPING(source) AS all_sources, count(*) AS records,
            count(*) FILTER (WHERE status = 'present') AS present,
            count(*) FILTER (WHERE status = 'absent') AS absent,
-           count(DISTINCT link) AS linked_records, max(received_at) AS latest_received_at
+           count(DISTINCT link) FILTER (WHERE status = 'present') AS linked_present,
+           max(received_at) AS latest_received_at
     FROM occurrences GROUP BY GROUPING SETS ((source), ())
     """,
     publish_to="occurrences_query",
@@ -160,9 +161,9 @@ pipeline.query(
 pipeline.query(
     "/count/linked",
     """
-    SELECT source, records, linked_records,
-           'occurrence records, and those left if records of one specimen (the same occurrenceID,'
-           || ' or institution, collection and catalogue number) count once' AS unit
+    SELECT source, present AS records, linked_present AS linked_records,
+           'occurrence records, present; linked: records of one specimen (the same occurrenceID, or'
+           || ' institution, collection and catalogue number) count once' AS unit
     FROM totals ORDER BY source NULLS FIRST
     """,
 )
