@@ -281,7 +281,7 @@ def test_publishing_takes_a_fifth_of_the_time(tmp_path):
         tmp_path,
         msgspec.structs.replace(base, views=views),
         clock,
-        lambda view, changed: clock.advance(0.5),
+        lambda *_: clock.advance(0.5),
     )
     published = 0
     owner.epoch(rows(("a", 0, 0.5)))
@@ -301,7 +301,7 @@ def test_changes_are_the_rows_that_differ(tmp_path):
     views = tuple(msgspec.structs.replace(v, topic="by_host_query") for v in base.views)
     seen = []
     changed = msgspec.structs.replace(base, views=views)
-    owner = Owner(tmp_path, changed, changes=lambda view, rows: seen.append(rows.to_pylist()))
+    owner = Owner(tmp_path, changed, changes=lambda view, rows, *_: seen.append(rows.to_pylist()))
     owner.epoch(rows(("a", 1, 0.5), ("b", 1, 0.5)))
     owner.begin()
     owner.epoch(rows(("b", 2, 0.5)))

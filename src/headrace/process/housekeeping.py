@@ -9,24 +9,29 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 
 import msgspec
+import pyarrow as pa
 
 from headrace.model.errors import Unavailable
 from headrace.model.failpoint import failpoint
-from headrace.model.plan import LEDGER
+from headrace.model.plan import LEDGER, Keyed
 from headrace.model.tables import Table
 from headrace.process.commit import make_visible, plan_text
 from headrace.process.known_ids import expire_ids
 from headrace.process.ledger import FileChange, LedgerRow, expire
 from headrace.process.owner import Owner
 from headrace.process.ranges import partition_key
-from headrace.tables.compact import compact, plan_compaction
+from headrace.stage.apply import squeezed
+from headrace.stage.engine import Engine
+from headrace.tables.compact import TARGET_BYTES, compact, plan_compaction
 from headrace.tables.expire import expire_rows
 
 BESIDE_EVERY_S = 1.0
 """How often the thread looks for tables with too many files or commits."""
+CHANGELOG_BYTES = 32 << 20
+"""How large a file of a changelog becomes: its rows are in memory while they are looked through."""
 ORPHAN_AGE_US = 3600 * 1_000_000
 """A file staged so long before the last epoch was committed belongs to none under way."""
 
@@ -43,6 +48,7 @@ class Housekeeper:
         self._owner = owner
         self._gate = gate
         self._options = owner.plan.options
+        self._keyed = {t.storage: t.keyed for t in owner.plan.tables if t.keyed}
         self._checkpointed: dict[str, int] = {}
         self._next_tidy_s = owner.clock.monotonic_s() + self._options.tidy_every_s
         self._next_retention_s = owner.clock.monotonic_s()
@@ -104,10 +110,29 @@ class Housekeeper:
         """Make many small files of a table one, when there are too many."""
         if len(table.snapshot.files) <= self._options.table_files_max:
             return
-        groups = plan_compaction(table.snapshot, files_max=self._options.table_files_max)
-        txn = self._owner.files_txn(name)
+        keyed = self._keyed.get(name)
+        groups = plan_compaction(
+            table.snapshot,
+            files_max=self._options.table_files_max,
+            target_bytes=CHANGELOG_BYTES if keyed else TARGET_BYTES,
+        )
+        txn, lock = self._owner.files_txn(name), self._owner.lock
+        squeeze = self._squeeze(keyed) if keyed else None
         for group in groups:
-            compact(self._owner.tables, table, group, txn=txn, lock=self._owner.lock)
+            compact(self._owner.tables, table, group, txn=txn, lock=lock, squeeze=squeeze)
+
+    def _squeeze(self, keyed: Keyed) -> Callable[[pa.Table], pa.Table]:
+        """Return what leaves out rows of a changelog that say nothing any more.
+
+        Followers that are behind read the commits of the original files, which stay until the
+        slowest is past them.
+        """
+
+        def squeeze(changes: pa.Table) -> pa.Table:
+            with closing(Engine(threads=1)) as engine:
+                return squeezed(keyed.key, changes, engine)
+
+        return squeeze
 
     def checkpoint(self, name: str, table: Table) -> None:
         """Write a checkpoint every so many commits, then drop old commits and unused files."""

@@ -25,6 +25,10 @@ from headrace.process.keyed_table import KeyedTable
 from headrace.stage.apply import ENTRIES, Apply
 from headrace.stage.engine import Engine
 
+_KEPT = "headrace#kept "
+"""Transaction id of a changelog, with a hash of the columns kept of old rows: its number is the
+version since which they are."""
+
 _UNIQUE = ("event_id", "_offset")
 
 
@@ -63,6 +67,7 @@ class KeyedTables:
             table = KeyedTable(spec, self._tables, self._clock, self._engine, self._plan.name)
             keyed = _Keyed(spec, apply, index, table)
             self._keyed[spec.name] = keyed
+            table.kept_since = _adopt(changelog, apply)
             self._bring_up(keyed, changelog)
             table.load(changelog)
 
@@ -164,7 +169,24 @@ class KeyedTables:
         keyed.index.put(keyed.apply.entries(rows), 0)
 
 
+def _adopt(changelog: Table, apply: Apply) -> int:
+    """Return since which version a changelog's old rows have the columns that are kept now.
+
+    The changelog itself says so, because a plan in between may have kept others.
+    """
+    txns = changelog.snapshot.txns
+    since = {name: number for name, number in txns.items() if name.startswith(_KEPT)}
+    name = f"{_KEPT}{_hash(apply)}"
+    if name not in since or since[name] < max(since.values()):
+        since[name] = changelog.snapshot.version + 1
+        changelog.commit(txns={name: since[name]})
+    return since[name]
+
+
 def _identity(log: Snapshot, apply: Apply) -> str:
     """Return what entries are of: the changelog, and the columns that are kept."""
-    kept = msgspec.json.encode(apply.kept)
-    return f"{log.table_id}/{hashlib.blake2b(kept, digest_size=8).hexdigest()}"
+    return f"{log.table_id}/{_hash(apply)}"
+
+
+def _hash(apply: Apply) -> str:
+    return hashlib.blake2b(msgspec.json.encode(apply.kept), digest_size=8).hexdigest()

@@ -83,6 +83,8 @@ class KeyedTable:
         self._waiting: deque[Change] = deque()
         self.contained = Contained("", 0, 0)
         """What the table holds of the changelog."""
+        self.kept_since = 0
+        """The changelog's version since which its old rows have all columns that views read."""
         self.cost_s = 0.0
         """What a publish takes, a moving average; 0 before the first."""
         self._next_s = -math.inf

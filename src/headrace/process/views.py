@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.define.types import quoted
 from headrace.define.view_sql import WATERMARK_PASSED, WINDOW_END
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, Invalid
@@ -47,8 +48,9 @@ IDLE_US = 2_000_000
 VERSIONS_BEHIND_MAX = 20
 """How many commits without rows for a view may pass before its state names the newest."""
 
-Changes = Callable[[View, pa.Table], None]
-"""Takes the rows of a view that are new or changed, before they are published."""
+Changes = Callable[[View, pa.Table, pa.Table, Contained], None]
+"""Takes what of a view changes, before it is published: rows that are new or other than before, the
+keys of rows that are gone, and what the view contains."""
 
 
 class MaintainedView:
@@ -107,7 +109,8 @@ class MaintainedView:
         snapshot = table.snapshot
         stored = self.store.contained(snapshot.table_id)
         added = None
-        if stored is not None and stored.version <= snapshot.version:
+        kept_since = self._keyed.kept_since if self._keyed else 0
+        if stored is not None and kept_since <= stored.version <= snapshot.version:
             added = table.added_since(stored.version)
         if stored is None or added is None or any(a.removed_rows for a in added):
             self._start_over(snapshot)
@@ -239,12 +242,16 @@ class MaintainedView:
         before = self._published
         if before is None:
             before = self.store.public_rows()
-        changed = rows
+        keys = ", ".join(quoted(name) for name in self.view.key)
+        changed, gone = rows, rows.slice(0, 0).select(self.view.key)
         if before is not None:
+            both = {"rows": rows, "before": before}
             sql = "SELECT * FROM rows EXCEPT ALL SELECT * FROM before"
-            changed = self._engine.query(sql, {"rows": rows, "before": before})
-        if changed.num_rows:
-            changes(self.view, changed)
+            changed = self._engine.query(sql, both)
+            sql = f"SELECT {keys} FROM before EXCEPT SELECT {keys} FROM rows"
+            gone = self._engine.query(sql, both) if keys else gone
+        if changed.num_rows or gone.num_rows:
+            changes(self.view, changed, gone, self.contained)
         self._published = rows
 
     def _find_next_flip(self, watermark_us: int | None) -> None:

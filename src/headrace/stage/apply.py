@@ -141,6 +141,19 @@ def partials_of_changes(view: View, changes: pa.Table, engine: Engine) -> dict[s
     }
 
 
+def squeezed(key: Sequence[str], changes: pa.Table, engine: Engine) -> pa.Table:
+    """Return those of a changelog's rows that still say something once all followers are past them.
+
+    What holds is the newest row of a key of weight 0 or +1; whoever starts over asks for nothing
+    else, so older ones and those of weight -1 are left out.
+    """
+    sql = (
+        f"SELECT * FROM changes WHERE {WEIGHT} >= 0 QUALIFY row_number() OVER "
+        f"(PARTITION BY {key_text(key)} ORDER BY {CHANGED_IN} DESC) = 1"
+    )
+    return engine.query(sql, {"changes": changes}).cast(changes.schema)
+
+
 def key_text(key: Sequence[str]) -> str:
     """Return SQL of a key's text: a JSON array of its columns as VARCHAR."""
     texts = ", ".join(f"CAST({quoted(name)} AS VARCHAR)" for name in key)

@@ -7,8 +7,10 @@ syncs nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+
+import pyarrow as pa
 
 from headrace.model.errors import Internal
 from headrace.model.failpoint import failpoint
@@ -51,12 +53,14 @@ def compact(
     *,
     txn: str,
     lock: AbstractContextManager[object] | None = None,
+    squeeze: Callable[[pa.Table], pa.Table] | None = None,
 ) -> Snapshot | None:
     """Replace a group of a table's files by one with their rows in order; None if it came late.
 
     `txn` names the application number (`<pipeline>/<table>#files`) that every commit that
     removes files carries and increments. `lock` is the table's; it is not held while files are read
-    and written, so it must be a lock that can be taken twice in turn.
+    and written, so it must be a lock that can be taken twice in turn. `squeeze` returns those of
+    the group's rows, all of them in memory then, that are still of use; without, all are kept.
 
     The order of effects:
     1. read the group and stage its rows as one file, durable and invisible;
@@ -66,8 +70,10 @@ def compact(
     held = lock if lock is not None else nullcontext()
     with held:
         before = table.snapshot
-    staged = tables.stage(before.name, tables.scan(before, group), tags=group[0].tags)  # 1
-    rows = sum(f.rows for f in group)
+    squeezed = squeeze(tables.read(before, group)) if squeeze else None
+    rows = sum(f.rows for f in group) if squeezed is None else squeezed.num_rows
+    source = tables.scan(before, group) if squeezed is None else squeezed
+    staged = tables.stage(before.name, source, tags=group[0].tags)  # 1
     if staged.rows != rows:
         raise Internal(f"Compaction of {before.name} made {staged.rows} rows of {rows}")
     failpoint("compact.1")
