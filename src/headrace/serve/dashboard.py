@@ -18,10 +18,10 @@ from starlette.responses import Response
 from headrace.define.types import quoted
 from headrace.model.clock import Clock
 from headrace.model.plan import Plan
-from headrace.serve.formats import records
 from headrace.serve.freshness import Freshness
 from headrace.serve.reading import Reading, Readings
 from headrace.serve.relations import Catalog, Relation
+from headrace.stage.encode import records
 
 VIEW_ROWS_MAX = 10
 """Rows of a view on the page."""

@@ -25,9 +25,9 @@ from headrace.model.tables import Tables
 from headrace.serve.arguments import Arguments
 from headrace.serve.bodies import read_body
 from headrace.serve.endpoints import json_response
-from headrace.serve.formats import encode_record, records
 from headrace.serve.freshness import Freshness
 from headrace.serve.reading import Reading, Readings, freshness_headers
+from headrace.stage.encode import encode_record, records
 
 IDS_MAX = 1_000
 """Letters that one request may act on."""

@@ -43,7 +43,7 @@ from headrace.process.owner import Owner
 from headrace.process.recover import recover
 from headrace.pull.records import Door
 from headrace.runner.local import LocalRunner
-from headrace.serve.formats import encode_record, records
+from headrace.stage.encode import encode_record, records
 from headrace.stage.engine import Engine
 from headrace.tables.delta import DeltaTables
 

@@ -17,8 +17,8 @@ from headrace.app.data_directory import require
 from headrace.model.clock import SystemClock
 from headrace.model.errors import HeadraceError
 from headrace.model.layout import Layout
-from headrace.serve.formats import encode_record, records
 from headrace.serve.owner import OwnerSql
+from headrace.stage.encode import encode_record, records
 
 HISTORY = Path("~/.headrace_history")
 HISTORY_LINES = 1_000
