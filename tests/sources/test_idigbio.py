@@ -254,11 +254,13 @@ def test_a_service_that_gives_the_same_page_again_does_not_loop(changing):
 def recorded_searches():
     folders = ("search", "derived-from-es-mocks")
     found = sorted(p for name in folders for p in (RECORDED / name).glob("*.json"))
-    return found or [pytest.param(None, marks=pytest.mark.skip("no recordings at ../shared"))]
+    return found or [None]
 
 
 @pytest.mark.parametrize("path", recorded_searches(), ids=lambda p: getattr(p, "stem", "none"))
 def test_a_recorded_answer_gives_its_records(path, changing):
+    if path is None:
+        pytest.skip("the recorded data is not beside the repository")
     body = path.read_bytes()
     items = msgspec.json.decode(body)["items"]
     changing.fail("error_in_200", body=body.decode())

@@ -250,11 +250,13 @@ def test_a_service_that_gives_the_same_page_again_does_not_loop(changing):
 
 def recorded_searches():
     found = sorted((RECORDED / "search").glob("*.json"))
-    return found or [pytest.param(None, marks=pytest.mark.skip("no recordings at ../shared"))]
+    return found or [None]
 
 
 @pytest.mark.parametrize("path", recorded_searches(), ids=lambda p: getattr(p, "stem", "none"))
 def test_a_recorded_answer_gives_its_records(path, changing):
+    if path is None:
+        pytest.skip("the recorded data is not beside the repository")
     body = path.read_bytes()
     results = msgspec.json.decode(body)["results"]
     changing.fail("error_in_200", body=body.decode())
@@ -267,7 +269,7 @@ def test_a_recorded_answer_gives_its_records(path, changing):
 def test_recorded_lists_of_datasets_are_read(changing):
     lists = sorted((RECORDED / "dataset-lists").glob("*.json"))
     if not lists:
-        pytest.skip("no recordings at ../shared")
+        pytest.skip("the recorded data is not beside the repository")
     for path in lists:
         body = path.read_text()
         since_us = 1_700_000_000_000_000

@@ -5,7 +5,8 @@ whether it reads everything or what changed, and whether a full one may be belie
 own says how a service is asked: see its four hooks.
 
 **Full or changes.** The first sweep is full, and so is every one after `full_every` sweeps of
-changes. A full one that turned out to have missed something is followed by another full one.
+changes. A full one that turned out to have missed something is followed by another full one, once:
+a service whose count is always a little off is not to be read whole for ever.
 
 **When a full sweep is believed.** What it did not give is taken for gone, so it must not have
 missed anything: at its end the service is asked how many records there are, and a sweep that gave
@@ -150,6 +151,8 @@ class SweepCursor(msgspec.Struct, frozen=True, omit_defaults=True):
     """None while the sweep is under way."""
     changes: int = 0
     """Sweeps of changes since the last full one, this one included."""
+    again: bool = False
+    """Whether it is full because the sweep before was, and missed something."""
 
     def sweep(self) -> Sweep:
         """Return the sweep as pages name it."""
@@ -223,8 +226,8 @@ class SweepSource(ABC):
 
     def _next(self, ended: SweepCursor) -> SweepCursor:
         """Return the cursor at the start of the sweep after the one that ended."""
-        missed = ended.full and not ended.sound
-        full = missed or ended.changes >= self._sweeping.full_every
+        again = ended.full and not ended.sound and not ended.again
+        full = again or ended.changes >= self._sweeping.full_every
         since_us = ended.started_at_us - round(self._sweeping.overlap_s * 1_000_000)
         return SweepCursor(
             number=ended.number + 1,
@@ -233,6 +236,7 @@ class SweepSource(ABC):
             full=full,
             since_us=None if full else max(0, since_us),
             changes=0 if full else ended.changes + 1,
+            again=again,
         )
 
     def _sweep(self, at: SweepCursor) -> Generator[Page, None, SweepCursor]:
