@@ -139,6 +139,18 @@ def test_a_fault_that_is_not_known_is_refused(running):
         running.fail("html", colour="red")
 
 
+def test_answers_are_compressed_where_the_client_takes_that():
+    with services(records={"gbif": 40}, gzip=True) as running:
+        plain = httpx2.get(running.gbif + PAGES["gbif"], headers={"Accept-Encoding": "identity"})
+        packed = ask(running)
+        assert packed.headers["content-encoding"] == "gzip"
+        assert int(packed.headers["content-length"]) < len(plain.content)
+        assert packed.json() == plain.json()
+        running.fail("truncated")
+        with pytest.raises(httpx2.RemoteProtocolError):
+            ask(running)
+
+
 # What is noticed of clients.
 
 
@@ -192,6 +204,15 @@ def test_a_client_that_asks_twice_at_once_is_noticed(running):
 def _until_time_out(url):
     with pytest.raises(httpx2.ReadTimeout):
         httpx2.get(url + PAGES["gbif"], headers=POLITE, timeout=0.5)
+
+
+def test_a_client_that_gives_up_may_ask_again(running):
+    running.fail("hang", service="gbif", hold_s=30)
+    _until_time_out(running.gbif)
+    while running.recorder.under_way("gbif"):
+        pass
+    ask(running)
+    assert running.report().services["gbif"].most_at_once == 1
 
 
 def test_the_most_requests_within_a_second_are_counted():

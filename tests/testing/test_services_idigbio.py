@@ -117,6 +117,7 @@ def test_wrong_requests_are_refused_as_json(search):
         "statusCode": 400,
         "terms": ["scientificNam"],
     }
+    assert search(fields='["uuid').json()["parameter"] == "fields"
     number = search(limit="abc")
     assert number.status_code == 400
     assert number.json()["name"] == "ParameterParseError"

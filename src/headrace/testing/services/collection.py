@@ -64,7 +64,8 @@ class Collection:
         """Start with the records given; they are read by position again and again."""
         self._shape = shape
         self._field = {name: n for n, name in enumerate(shape.fields)}
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        """Held by who asks for several things that must agree with one another."""
         self._given: Sequence[Record] = ()
         self._place: dict[str, int] = {}
         self._changed: dict[str, Record] = {}
@@ -82,7 +83,7 @@ class Collection:
 
     def replace(self, records: Sequence[Record]) -> None:
         """Hold these records instead of all others."""
-        with self._lock:
+        with self.lock:
             self._given, self._changed = records, {}
             self._place, self._about, self._same = {}, {}, {}
             for place in range(len(records)):
@@ -94,7 +95,7 @@ class Collection:
 
     def put(self, records: Iterable[Record]) -> None:
         """Add records, or change those that are there."""
-        with self._lock:
+        with self.lock:
             for record in records:
                 key = self._shape.key(record)
                 self._changed[key] = record
@@ -103,7 +104,7 @@ class Collection:
 
     def remove(self, keys: Iterable[str]) -> None:
         """Take records out; raise `KeyError` for one that is not there."""
-        with self._lock:
+        with self.lock:
             for key in keys:
                 del self._about[key]
                 self._changed.pop(key, None)
@@ -111,14 +112,14 @@ class Collection:
 
     def get(self, key: str) -> Record | None:
         """Return the record under a key, or None."""
-        with self._lock:
+        with self.lock:
             if key not in self._about:
                 return None
             return self._changed[key] if key in self._changed else self._given[self._place[key]]
 
     def keys(self) -> list[str]:
         """Return all keys in the service's order."""
-        with self._lock:
+        with self.lock:
             return list(self._ordered())
 
     def records(self) -> Iterator[Record]:
@@ -127,7 +128,7 @@ class Collection:
 
     def select(self, tests: tuple[Test, ...]) -> Sequence[str]:
         """Return the keys of the records for which every test holds, in the service's order."""
-        with self._lock:
+        with self.lock:
             if not tests:
                 return self._ordered()
             if tests not in self._selected:
@@ -140,13 +141,13 @@ class Collection:
     def column(self, field: str, keys: Sequence[str]) -> list[tuple[Fact, ...]]:
         """Return what each of the records has of a field."""
         n = self._field[field]
-        with self._lock:
+        with self.lock:
             about = self._about
             return [about[key][1][n] for key in keys if key in about]
 
     def distinct(self, field: str) -> list[Fact]:
         """Return the values that records have of a field."""
-        with self._lock:
+        with self.lock:
             return list(self._where(field))
 
     def counts(self, field: str, keys: Sequence[str]) -> Mapping[Fact, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Literal
 
@@ -144,4 +145,4 @@ def _wait(fault: Fault, now_us: int) -> dict[str, str]:
         return {}
     if fault.as_date:
         return {"Retry-After": http_date(now_us + round(fault.retry_after_s * 1_000_000))}
-    return {"Retry-After": str(round(fault.retry_after_s))}
+    return {"Retry-After": str(math.ceil(fault.retry_after_s))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -108,7 +109,7 @@ class Idigbio:
             reply = self._answer(request)
         except Refused as refused:
             return refused.reply
-        if reply.status != 200:  # noqa: PLR2004 - the status says that all is well
+        if reply.status != HTTPStatus.OK:
             return reply
         return msgspec.structs.replace(reply, headers=dated)
 
@@ -168,12 +169,7 @@ class Idigbio:
     def _found(self, asked: Mapping[str, Any]) -> Sequence[str]:
         rq = _given(asked, "rq", {})
         if isinstance(rq, str):
-            try:
-                rq = msgspec.json.decode(rq)
-            except msgspec.DecodeError:
-                raise _wrong(
-                    "unable to parse parameter", "ParameterParseError", parameter="rq"
-                ) from None
+            rq = _decoded(rq, "rq")
         _check_terms(list(rq))
         return self.collection.select(tuple(self._test(name, value) for name, value in rq.items()))
 
@@ -260,6 +256,13 @@ def _given(asked: Mapping[str, Any], name: str, default: Any) -> Any:  # noqa: A
     return asked.get(name, asked.get(first + "".join(map(str.capitalize, rest)), default))
 
 
+def _decoded(text: str, name: str) -> Any:  # noqa: ANN401 - JSON
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        raise _wrong("unable to parse parameter", "ParameterParseError", parameter=name) from None
+
+
 def _int(asked: Mapping[str, Any], name: str, default: int) -> int:
     try:
         return int(float(_given(asked, name, default)))
@@ -276,7 +279,7 @@ def _names(asked: Mapping[str, Any], name: str) -> list[str] | None:
     if given is None:
         return None
     if isinstance(given, str) and given[:1] in {'"', "["}:
-        given = msgspec.json.decode(given)
+        given = _decoded(given, name)
     names = [given] if isinstance(given, str) else list(given)
     _check_terms(names)
     return names
@@ -338,7 +341,7 @@ def _comparable(field: str, value: Any, *, end: bool = False) -> Fact:  # noqa: 
 
 def _order(sort: Any) -> list[tuple[str, bool]]:  # noqa: ANN401 - JSON
     if isinstance(sort, str) and sort[:1] in {"[", '"'}:
-        sort = msgspec.json.decode(sort)
+        sort = _decoded(sort, "sort")
     order = []
     for one in [sort] if isinstance(sort, str) else sort:
         if isinstance(one, str):

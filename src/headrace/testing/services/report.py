@@ -15,7 +15,7 @@ from headrace.testing.services.exchange import Reply, Request
 from headrace.testing.services.moments import EPOCH
 
 KEPT_MAX = 200_000
-"""Requests that are kept; older ones are counted but forgotten."""
+"""Requests that are kept; older ones are forgotten."""
 CONTACT = re.compile(r"[\w.+-]+@[\w-]+(\.[\w-]+)+|https?://")
 """What makes a contact: an address or a page."""
 
@@ -134,6 +134,11 @@ class Recorder:
         with self._lock:
             entry.status, entry.fault = status, fault
             self._under_way[entry.service] = max(0, self._under_way[entry.service] - 1)
+
+    def under_way(self, service: str) -> int:
+        """Return how many requests of a service are under way."""
+        with self._lock:
+            return self._under_way[service]
 
     def entries(self) -> list[Entry]:
         """Return the requests, oldest first."""

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,14 +23,18 @@ from urllib.parse import parse_qs, urlsplit
 from headrace.model.clock import Clock, SystemClock
 from headrace.testing.services import gbif
 from headrace.testing.services.control import Control
-from headrace.testing.services.exchange import Reply, Request, json_reply
+from headrace.testing.services.exchange import JSON, Reply, Request, json_reply
 from headrace.testing.services.faults import Fault, instead
 from headrace.testing.services.report import Entry, Recorder
 from headrace.testing.services.stand_in import PREFIXES, RECORDS, StandIn
 
 HOST = "127.0.0.1"
-SLICE_S = 0.05
-"""How often a slow answer sends a piece."""
+GZIP = 16 + zlib.MAX_WBITS
+"""What makes zlib write the gzip format."""
+SLICE_S = 0.02
+"""How often a slow answer sends a piece, and one that hangs looks whether anybody still waits."""
+GZIP_BYTES_MIN = 2048
+"""Smaller bodies are not worth compressing: iDigBio's threshold."""
 BODY_BYTES_MAX = 64 << 20
 
 
@@ -63,15 +68,17 @@ def services(
     seed: int = 0,
     wall: int = gbif.WALL,
     port: int = 0,
+    gzip: bool = False,
     clock: Clock | None = None,
 ) -> Iterator[Services]:
     """Run the stand-ins in this process while the context lasts; they are reached at `.url`.
 
     `data` is a folder of recordings; without it `records` of each service are generated from
-    `seed`. `port` 0 takes a free one. Raises what `StandIn` does, `OSError` if the port is taken.
+    `seed`. `port` 0 takes a free one. `gzip`: compress answers where that is accepted, as the real
+    services do. Raises what `StandIn` does, `OSError` if the port is taken.
     """
     running = Services(clock or SystemClock(), data=data, records=records, seed=seed, wall=wall)
-    server = _Server((HOST, port), running)
+    server = _Server((HOST, port), running, compresses=gzip)
     running.url = f"http://{HOST}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="stand-ins")
     thread.start()
@@ -86,11 +93,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], stand_in: StandIn) -> None:
+    def __init__(self, address: tuple[str, int], stand_in: StandIn, *, compresses: bool) -> None:
         super().__init__(address, _Handler)
+        self.compresses = compresses
         self.stand_in = stand_in
         self.control = Control(stand_in)
         self.stopping = threading.Event()
+        # What clients wait for passes in real time, whatever clock the stand-ins go by.
+        self.pace = SystemClock()
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
 
@@ -187,7 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._break(fault)
                 return
             if reply is None:
-                reply = stand_in.services[name].answer(within)
+                # A record that goes away meanwhile is in all of an answer or in nothing of it.
+                with stand_in.services[name].collection.lock:
+                    reply = stand_in.services[name].answer(within)
             stand_in.recorder.waits(entry, reply)
             self._send(reply, fault, lambda: ended.end(reply.status))
         finally:
@@ -214,8 +226,12 @@ class _Handler(BaseHTTPRequestHandler):
         """
         kind = fault.kind if fault else None
         body = reply.body[: len(reply.body) // 2] if kind == "cut" else reply.body
+        packed = self.server.compresses and self._may_pack(reply, body)
+        body = zlib.compress(body, 1, GZIP) if packed else body
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.content_type)
+        if packed:
+            self.send_header("Content-Encoding", "gzip")
         if reply.status not in {204, 304}:
             self.send_header("Content-Length", str(len(body)))
         for name, value in reply.headers.items():
@@ -235,17 +251,31 @@ class _Handler(BaseHTTPRequestHandler):
         before_last()
         self.wfile.write(body[-1:])
 
+    def _may_pack(self, reply: Reply, body: bytes) -> bool:
+        accepted = "gzip" in self.headers.get("Accept-Encoding", "")
+        return accepted and len(body) >= GZIP_BYTES_MIN and reply.content_type == JSON
+
     def _trickle(self, body: bytes, bytes_per_s: int) -> None:
         size = max(1, round(bytes_per_s * SLICE_S))
         for begin in range(0, len(body), size):
-            if self.server.stand_in.clock.wait(self.server.stopping, SLICE_S):
+            if self.server.pace.wait(self.server.stopping, SLICE_S):
                 raise ConnectionAbortedError
             self.wfile.write(body[begin : begin + size])
+
+    def _is_given_up(self) -> bool:
+        """Return whether the client has gone: it is free to ask again, on another connection."""
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
 
     def _break(self, fault: Fault) -> None:
         self.close_connection = True
         if fault.kind == "hang":
-            self.server.stand_in.clock.wait(self.server.stopping, fault.hold_s)
+            until_s = self.server.pace.monotonic_s() + fault.hold_s
+            while self.server.pace.monotonic_s() < until_s and not self._is_given_up():
+                if self.server.pace.wait(self.server.stopping, SLICE_S):
+                    return
             return
         # Closing a socket that lingers for no time sends a reset instead of an end.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
