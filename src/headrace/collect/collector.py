@@ -113,6 +113,11 @@ class Collector:
             self._paths[f"{TOPICS}/{name}"] = Place(f"{APPEND}{name}", append)
             records = partial(self._readback.records, name)
             self._paths[f"{TOPICS}/{name}/records"] = _read_only(records)
+        for name in plan.change_topics:
+            # Only views append there.
+            records = partial(self._readback.records, name)
+            self._paths[f"{TOPICS}/{name}"] = Place(READ, {"POST": _of_changes})
+            self._paths[f"{TOPICS}/{name}/records"] = _read_only(records)
         for route in map(CompiledRoute, plan.routes):
             if route.parameters:
                 self._patterns.append(route)
@@ -308,6 +313,14 @@ async def _no_topic(request: Request, client: str) -> Response:  # noqa: ARG001 
         f"There is no topic at {request.path[:_PATH_LENGTH_MAX]}",
         hint=f"GET {TOPICS} lists the topics.",
         code="unknown_topic",
+    )
+
+
+async def _of_changes(request: Request, client: str) -> Response:  # noqa: ARG001 - a handler
+    raise Invalid(
+        f"{request.path[:_PATH_LENGTH_MAX]} holds what views change, and takes nothing else",
+        hint=f"Read it: GET {request.path[:_PATH_LENGTH_MAX]}/records",
+        code="forbidden",
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from headrace.collect.exchange import JSON, Request, Response, answer_json
 from headrace.model.errors import Invalid
 from headrace.model.log import LogReader
-from headrace.model.plan import Plan
+from headrace.model.plan import Plan, Topic
 
 _LIMIT_DEFAULT = 100
 _LIMIT_MAX = 1_000
@@ -68,7 +68,7 @@ class Readback:
                     "starts": log.starts(topic.name),
                     "ends": log.ends(topic.name),
                 }
-                for topic in self._plan.topics
+                for topic in (*self._plan.topics, *map(_change_topic, self._plan.change_topics))
                 if topic.name in known
             ]
         return answer_json({"topics": topics})
@@ -96,6 +96,10 @@ class Readback:
         return Response(
             200, [JSON], head[:-1] + b',"records":[' + b",".join([r for _, r in told]) + b"]}"
         )
+
+
+def _change_topic(name: str) -> Topic:
+    return Topic(name, 1)
 
 
 def _told(batches: Iterator[pa.RecordBatch], limit: int) -> Iterator[tuple[int, bytes]]:

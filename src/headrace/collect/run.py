@@ -87,6 +87,9 @@ def run_collect(
         log = stack.enter_context(closing(opened))
         for topic in plan.topics:
             log.create(topic.name, topic.partitions)
+        for name in plan.change_topics:
+            # One partition: of two changes of a row the later one stands later.
+            log.create(name, 1)
         # 2
         stack.enter_context(closing(serve_door(log, layout.door)))
         # 3

@@ -67,6 +67,8 @@ class PipelineKit:
         )
         for topic in plan.topics:
             self._log.create(topic.name, topic.partitions)
+        for name in plan.change_topics:
+            self._log.create(name, 1)
         self._engine = self._open.enter_context(contextlib.closing(Engine(threads=1)))
         runner = LocalRunner(self._log, self._tables, self.clock, threads=1)
         self._open.enter_context(contextlib.closing(runner))
