@@ -41,7 +41,7 @@ POLL_S = 1.0
 START_S_MAX, SETTLE_S_MAX, STOP_S_MAX = 60.0, 300.0, 30.0
 
 CLOCK = SystemClock()
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 Counts = dict[str, dict[str, int]]
 
 

@@ -224,8 +224,13 @@ class Truth:
 
 
 def records_of(folder: str | Path) -> dict[str, dict[str, Json]]:
-    """Return the newest version of every record: {source: {id: record}}."""
-    return {source: latest(versions(Path(folder), source)) for source in SOURCES}
+    """Return the newest version of every record: {source: {id: record}}.
+
+    OBIS does not give records that it dropped for their quality.
+    """
+    newest = {source: latest(versions(Path(folder), source)) for source in SOURCES}
+    newest["obis"] = {k: r for k, r in newest["obis"].items() if not r.get("dropped")}
+    return newest
 
 
 if __name__ == "__main__":
