@@ -213,7 +213,8 @@ def _options(declaring: type) -> str:
         bounds += [f"≤ {o.at_most:g}"] if o.at_most is not None else []
         default = "required" if o.required else f"`{o.default!r}`"
         kind = f"{o.type} {', '.join(bounds)}".strip()
-        rows.append((f"`{o.name}`", kind, default, o.unit, o.doc, f"`{o.example!r}`"))
+        about = f"{o.doc} Only in the pipeline file." if o.owner else o.doc
+        rows.append((f"`{o.name}`", kind, default, o.unit, about, f"`{o.example!r}`"))
     return _table(("option", "type", "default", "unit", "", "example"), rows)
 
 

@@ -29,6 +29,8 @@ VERBS: dict[str, str] = {
     "tail": "headrace.app.cli.tail:tail",
     "tables": "headrace.app.cli.tables:tables",
     "sql": "headrace.app.cli.sql:sql",
+    "sources": "headrace.app.cli.sources:sources",
+    "reconcile": "headrace.app.cli.reconcile:reconcile",
     "dlq": "headrace.app.cli.dlq:dlq",
     "tokens": "headrace.app.cli.tokens:tokens",
     "load": "headrace.app.cli.load:load",

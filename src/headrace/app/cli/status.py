@@ -12,15 +12,16 @@ from rich.markup import escape
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import console, print_json, print_rows
 from headrace.app.data_directory import find_plan, open_tables, reading_log
+from headrace.control.progress import list_sources, read_progress
 from headrace.model.clock import SystemClock, rfc3339
 from headrace.model.layout import Layout
 from headrace.model.log import LogReader
 from headrace.model.plan import LEDGER, Plan
 from headrace.model.tables import Tables
 from headrace.process.ledger import LedgerRow, last_row
-from headrace.pull.state import read_state, state_key
 
-PROCESS_FILE, PULL_FILE = "process.json", "pull.json"
+PROCESS_FILE = "process.json"
+_OF_SOURCE = ("kind", "topic", "state", "records", "pages", "done", "waiting_for", "error")
 
 
 @click.command()
@@ -101,21 +102,8 @@ def _table_closes(count: dict[str, int]) -> bool:
 
 
 def _sources(layout: Layout, log: LogReader, plan: Plan) -> dict[str, Any]:
-    told = {report["name"]: report for report in _read(layout, PULL_FILE) or []}
-    found = {}
-    for source in plan.sources:
-        state = read_state(log.get(state_key(source.name)))
-        report = told.get(source.name, {})
-        found[source.name] = {
-            "kind": source.kind,
-            "topic": source.topic,
-            "records": state.records,
-            "pages": state.pages,
-            "done": state.done,
-            "waiting_for": report.get("waiting_for", ""),
-            "error": report.get("error", ""),
-        }
-    return found
+    listed = list_sources(plan, log, read_progress(layout.run, SystemClock()))
+    return {s.name: {name: getattr(s, name) for name in _OF_SOURCE} for s in listed}
 
 
 def _read(layout: Layout, name: str) -> Any:  # noqa: ANN401 - a role's own words, as JSON
@@ -137,8 +125,7 @@ def _print(found: dict[str, Any]) -> None:
         "topic", ("appended", "decoded", "dead", "duplicates", "waiting"), found["topics"]
     )
     _print_counts("table", ("decoded", "rows", "filtered", "failed"), found["tables"])
-    columns = ("kind", "topic", "records", "pages", "done", "waiting_for", "error")
-    _print_counts("source", columns, found["sources"])
+    _print_counts("source", _OF_SOURCE, found["sources"])
     closes = "[green]close[/]" if found["accounts_close"] else "[bold red]do not close[/]"
     out.print(f"The accounts {closes}.")
 
