@@ -114,6 +114,9 @@ def test_generated_records_have_what_real_ones_have():
     assert Counter(r["occurrenceStatus"] for r in gbif)["ABSENT"] > 50
     for field in ("year", "countryCode", "decimalLatitude", "species"):
         assert 50 < sum(field not in r for r in gbif) < 1500
+    unplaced = [r for r in gbif if r["taxonKey"] == 0]
+    assert {r.get("kingdom") for r in unplaced} == {None, "incertae sedis"}
+    assert "Biota incertae sedis" in {r["kingdom"] for r in obis}
     assert any(r["taxonKey"] != r.get("acceptedTaxonKey", r["taxonKey"]) for r in gbif)
     assert sum(r["absence"] for r in obis) > 50
     assert sum(r["dropped"] for r in obis) > 10

@@ -87,7 +87,7 @@ def test_the_end_of_records_is_said(search):
         ({"basisOfRecord": "material_sample"}, lambda r: "SAMPLE" in r["basisOfRecord"]),
         ({"hasCoordinate": "false"}, lambda r: "decimalLatitude" not in r),
         ({"gadmLevel0Gid": "DNK"}, lambda r: "Denmark" in str(r.get("gadm"))),
-        ({"kingdomKey": "0"}, lambda r: r["kingdom"] == "incertae sedis"),
+        ({"kingdomKey": "0"}, lambda r: r.get("kingdom") == "incertae sedis"),
         (
             {"lastInterpreted": "2024-03,2024-04-02T23:00:00"},
             lambda r: "2024-03-01" <= r["lastInterpreted"] < "2024-04-03",

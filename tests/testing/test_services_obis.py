@@ -56,9 +56,9 @@ def test_filters_mean_what_they_mean_at_the_service(search, truth):
     shown = [r for r in truth if not r["absence"] and not r["dropped"]]
     one = next(r for r in shown if "species" in r and "date_year" in r)
     for asked, holds in (
-        ({"taxonid": one["familyid"]}, lambda r: r["family"] == one["family"]),
+        ({"taxonid": one["familyid"]}, lambda r: r.get("family") == one["family"]),
         ({"taxonid": one["aphiaID"]}, lambda r: r["aphiaID"] == one["aphiaID"]),
-        ({"scientificname": one["genus"]}, lambda r: r["genus"] == one["genus"]),
+        ({"scientificname": one["genus"]}, lambda r: r.get("genus") == one["genus"]),
         ({"datasetid": one["dataset_id"]}, lambda r: r["dataset_id"] == one["dataset_id"]),
         ({"startdate": "2010-01-01"}, lambda r: r.get("eventDate", "") >= "2010-01-01"),
         ({"enddate": "1980-12-31"}, lambda r: "0" < r.get("eventDate", "") <= "1980-12-31"),
@@ -72,7 +72,7 @@ def test_filters_mean_what_they_mean_at_the_service(search, truth):
 
 
 def test_a_name_that_is_not_known_is_an_error_inside_a_200(search, truth):
-    genus = truth[0]["genus"]
+    genus = next(r["genus"] for r in truth if "genus" in r)
     both = search(scientificname=f"{genus},Nemo")
     assert both.status_code == 200
     assert list(both.json()) == ["total", "results", "error"]

@@ -249,15 +249,16 @@ class GeneratedIdigbio(Generated):
 def gbif_taxon(taxon: Taxon, draw: Draw) -> dict[str, Any]:
     """Return what a GBIF record says of its species: as such, as a synonym, or only its genus."""
     kingdom = taxon.kingdom
-    if draw.one_in(40):
-        return {
+    if draw.one_in(30):
+        unplaced: dict[str, Any] = {
             "taxonKey": INCERTAE_SEDIS_GBIF,
-            "kingdomKey": INCERTAE_SEDIS_GBIF,
             "scientificName": INCERTAE_SEDIS,
-            "kingdom": INCERTAE_SEDIS,
             "taxonRank": "KINGDOM",
             "taxonomicStatus": "DOUBTFUL",
         }
+        # The service gives such records with a kingdom of that name, or with none.
+        kingdom_of = {"kingdomKey": INCERTAE_SEDIS_GBIF, "kingdom": INCERTAE_SEDIS}
+        return unplaced | (kingdom_of if draw.one_in(2) else {})
     key = 2_000_000 + taxon.number
     names = (kingdom.name, kingdom.phylum, kingdom.class_, kingdom.order, taxon.family, taxon.genus)
     keys = (kingdom.gbif, *taxon.numbers)
@@ -292,6 +293,15 @@ def gbif_taxon(taxon: Taxon, draw: Draw) -> dict[str, Any]:
 def obis_taxon(taxon: Taxon, draw: Draw) -> dict[str, Any]:
     """Return what an OBIS record says of its species, with WoRMS numbers."""
     kingdom = taxon.kingdom
+    if draw.one_in(50):
+        return {
+            "kingdom": "Biota incertae sedis",
+            "kingdomid": 12,
+            "scientificName": "Biota incertae sedis",
+            "originalScientificName": "unknown",
+            "scientificNameID": "urn:lsid:marinespecies.org:taxname:12",
+            "aphiaID": 12,
+        }
     aphia = 2_000_000 + taxon.number
     phylum, class_, order, family, genus = taxon.numbers
     fields: dict[str, Any] = {
@@ -324,9 +334,8 @@ def obis_taxon(taxon: Taxon, draw: Draw) -> dict[str, Any]:
 def idigbio_taxon(taxon: Taxon, draw: Draw) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the verbatim and the interpreted fields of an iDigBio record's species."""
     kingdom = taxon.kingdom.name
-    given = (kingdom, kingdom.upper(), kingdom.lower(), None)[
-        draw.below(8) % 4 if draw.one_in(2) else 0
-    ]
+    # Five in eight as names are written; the others in capitals, in small letters, not at all.
+    given = (kingdom, kingdom.upper(), kingdom.lower(), None)[max(0, draw.below(8) - 4)]
     verbatim = {
         "dwc:scientificName": f"{taxon.species} {taxon.author}",
         "dwc:genus": taxon.genus,
