@@ -26,3 +26,11 @@ pipeline.view(
     window=tumbling("10 seconds", on="received_at"),
 )
 pipeline.table("recent", "SELECT number FROM events", retention="100 milliseconds")
+pipeline.table(
+    "latest",
+    "SELECT kind, number % 7 AS bucket, number, number % 11 = 0 AS gone FROM events",
+    key=("kind", "bucket"),
+    version="number",
+    deleted="gone",
+)
+pipeline.view("held", "SELECT kind, count(*) AS n, sum(number) AS total FROM latest GROUP BY kind")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 from worker import BAD_EVERY
 
 from headrace.log.embedded import EmbeddedLogReader
@@ -44,6 +45,7 @@ def breaches(data: Path, total: int = TOTAL) -> list[str]:
     acknowledged = Acknowledged(data / "acknowledged").read()
     assert len(acknowledged) == total
     found = checker.check(acknowledged, range(total))
+    found += keyed_breaches(data)
     log = EmbeddedLogReader(data / "log")
     tables = DeltaTables(data, SystemClock())
     row = last_row(tables, tables.snapshot("system/ledger"))
@@ -52,4 +54,26 @@ def breaches(data: Path, total: int = TOTAL) -> list[str]:
     totals = row.topic_totals["events"]
     assert totals.read == totals.decoded + totals.dead + totals.duplicates
     assert totals.dead == len(range(0, total, BAD_EVERY))
+    return found
+
+
+def keyed_breaches(data: Path) -> list[str]:
+    """Return what of the keyed table and its view is not what all rows of `numbers` come to."""
+    numbers, latest, held = (
+        DeltaTable(data / name).to_pyarrow_table().to_pylist()
+        for name in ("tables/numbers", "tables/latest", "views/held")
+    )
+    newest: dict[tuple[str, int], int] = {}
+    for row in numbers:
+        key = (row["kind"], row["bucket"])
+        newest[key] = max(newest.get(key, -1), row["number"])
+    rows = sorted((*key, number) for key, number in newest.items() if number % 11)
+    sums = {kind: [n for k, _, n in rows if k == kind] for kind, _, _ in rows}
+    found = []
+    if sorted((r["kind"], r["bucket"], r["number"]) for r in latest) != rows:
+        found.append(f"keyed: {len(latest)} rows that are not the {len(rows)} newest")
+    if {r["kind"]: (r["n"], int(r["total"])) for r in held} != {
+        kind: (len(of), sum(of)) for kind, of in sums.items()
+    }:
+        found.append("the view over the keyed table is not its SQL over the newest rows")
     return found

@@ -95,7 +95,8 @@ def main() -> None:
     tables = DeltaTables(data, clock)
     engine = Engine(threads=1)
     runner = LocalRunner(log, tables, clock, threads=1)
-    owner = recover(plan, log, tables, runner, clock, engine, data / "run" / "keys", lambda: repair(tables))
+    keys = data / "run" / "keys"
+    owner = recover(plan, log, tables, runner, clock, engine, keys, lambda: repair(tables))
     fed = threading.Event()
 
     def feed() -> None:
