@@ -176,6 +176,8 @@ def opened(root: Path, plan: Plan, memory_limit: str | None = None) -> Iterator[
         )
         for topic in plan.topics:
             log.create(topic.name, topic.partitions)
+        for name in plan.change_topics:
+            log.create(name, 1)
         engine = stack.enter_context(contextlib.closing(Engine(threads=1)))
         runner = LocalRunner(log, None, clock, threads=1, memory_limit=memory_limit)
         stack.enter_context(contextlib.closing(runner))

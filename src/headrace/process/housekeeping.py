@@ -163,13 +163,21 @@ class Housekeeper:
         """Let the log forget what was committed longer ago than its retention and the horizon.
 
         What a plan leaves out and the ledger knows stays from the ledger's offsets on: a later
-        plan may read it again.
+        plan may read it again. What views have published stays as long, for whoever follows it.
         """
         last = self._owner.ledger.last
         if last is None:
             return
         now_s = self._owner.clock.monotonic_s()
-        self._reached.append((now_s, last.incarnations, last.offsets))
+        known = self._owner.log.describe()
+        published = {t: known[t] for t in self._owner.plan.change_topics if t in known}
+        reached = last.offsets | {
+            partition_key(topic, partition): end
+            for topic in published
+            for partition, end in enumerate(self._owner.log.ends(topic))
+        }
+        made = last.incarnations | {t: info.incarnation for t, info in published.items()}
+        self._reached.append((now_s, made, reached))
         kept_s = max(self._options.log_retention_s, self._options.horizon_s)
         incarnations: dict[str, str] = {}
         allowed: dict[str, int] | None = None
@@ -177,8 +185,8 @@ class Housekeeper:
             _, incarnations, allowed = self._reached.popleft()
         if allowed is None:
             return
-        read = {topic.name for topic in self._owner.plan.topics}
-        for topic, info in self._owner.log.describe().items():
+        read = {topic.name for topic in self._owner.plan.topics} | published.keys()
+        for topic, info in known.items():
             if incarnations.get(topic) == info.incarnation:
                 before = [allowed.get(partition_key(topic, p), 0) for p in range(info.partitions)]
                 self._owner.log.trim(topic, before)

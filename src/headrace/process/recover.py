@@ -30,6 +30,7 @@ from headrace.model.plan import (
 )
 from headrace.model.runner import Runner
 from headrace.model.tables import Tables
+from headrace.process.changes import ChangeTopics
 from headrace.process.commit import make_visible
 from headrace.process.keyed import KeyedTables
 from headrace.process.ledger import Ledger, LedgerRow, last_row
@@ -77,7 +78,7 @@ def recover(
         clock=clock,
         ledger=ledger,
         keyed=keyed,
-        views=ViewKeeper(plan, tables, clock, engine, keyed),
+        views=ViewKeeper(plan, tables, clock, engine, keyed, ChangeTopics(log, clock).send),
         ids=IdIndex(),
     )
     # 2
