@@ -177,6 +177,8 @@ def test_a_run_that_asks_for_tokens(tmp_path, verb):
 
         refuses_whoever_shows_no_token(run, admin)
         works_for_those_who_show_one(run, append, read, key)
+        loaded = ("load", run.url, "--count", "5", "--mix", "/ping/c", "--json")
+        assert json.loads(verb(*loaded, "--token", append))["acknowledged"] == 5
         guest = run("POST", "/v1/tokens", admin, json={"scopes": ["read"]}).json()["token"]
         secrets.append(guest)
         assert run("GET", "/stations", guest).status_code == 200

@@ -35,6 +35,8 @@ class Target:
     """Running sums of the paths' shares, the last one 1."""
     hosts: tuple[str, ...]
     """Host headers, taken in turn; none sends the target's own."""
+    token: str = ""
+    """Shown with every request, if there is one."""
 
 
 @dataclass
@@ -57,6 +59,8 @@ class Tally:
 @click.option("--mix", default="/", show_default=True,
               help="Paths and their shares: /purchase_a_sword=3,/join_guild/red=1.")  # fmt: skip
 @click.option("--hosts", default="", help="Host headers, in turn: user1.com,user2.com.")
+@click.option("--token", default="", envvar="HEADRACE_TOKEN", show_envvar=True,
+              help="What to send as a bearer token.")  # fmt: skip
 @click.option("--allow-remote", is_flag=True, help="Send to another machine than this.")
 @json_option
 def load(
@@ -66,6 +70,7 @@ def load(
     connections: int,
     mix: str,
     hosts: str,
+    token: str,
     *,
     allow_remote: bool,
     as_json: bool,
@@ -74,7 +79,7 @@ def load(
 
     Status 2 if any was not acknowledged.
     """
-    target = _target(url, mix, hosts, allow_remote=allow_remote)
+    target = _target(url, mix, hosts, token, allow_remote=allow_remote)
     clock = SystemClock()
     started_s = clock.monotonic_s()
     tallies = generate(target, clock, count=count, rate=rate, connections=min(connections, count))
@@ -122,6 +127,8 @@ def _send(
             clock.sleep(max(0.0, started_s + number / rate - clock.monotonic_s()))
         path = target.paths[bisect.bisect(target.weights, clock.random())]
         headers = {"User-Agent": "headrace-load"}
+        if target.token:
+            headers["Authorization"] = f"Bearer {target.token}"
         if target.hosts:
             headers["Host"] = target.hosts[number % len(target.hosts)]
         before_s = clock.monotonic_s()
@@ -140,7 +147,7 @@ def _send(
     connection.close()
 
 
-def _target(url: str, mix: str, hosts: str, *, allow_remote: bool) -> Target:
+def _target(url: str, mix: str, hosts: str, token: str, *, allow_remote: bool) -> Target:
     parts = urlsplit(url if "//" in url else f"http://{url}")
     if parts.scheme != "http" or not parts.hostname:
         raise Invalid(f"{url} is no http address", hint="for example http://127.0.0.1:8080")
@@ -159,6 +166,7 @@ def _target(url: str, mix: str, hosts: str, *, allow_remote: bool) -> Target:
         paths=tuple(shares),
         weights=(*sums[:-1], 1.0),
         hosts=tuple(h for h in hosts.split(",") if h),
+        token=token,
     )
 
 
