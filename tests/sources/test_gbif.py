@@ -150,7 +150,7 @@ def test_a_dataset_is_swept_alone(standing):
         ({"filter": "year=1999", "year": "2000"}, "year has an option of its own"),
         ({"filter": "birds"}, "no query string"),
         ({"filter": "lastInterpreted=2024"}, "by which sweeps of changes are made"),
-        ({"filter": "q=owl", "mode": "download"}, "downloads cannot be made of"),
+        ({"filter": "q=owl", "mode": "download", "follow": False}, "downloads cannot be made of"),
         ({"page_size": 301}, "page_size must be at most 300"),
     ],
 )

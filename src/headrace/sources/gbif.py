@@ -35,7 +35,7 @@ from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
 from headrace.model.options import option
 from headrace.model.source import Sweep
-from headrace.sources.gbif_download import Account, Downloads
+from headrace.sources.gbif_download import SAME_S, Account, Downloads
 from headrace.sources.gbif_query import Query, constant, read_query
 from headrace.sources.gbif_search import Found, Position, Slices
 from headrace.sources.gbif_slices import FACET_VALUES_MAX, WALL, Facet, Path
@@ -110,7 +110,8 @@ class GbifOptions(SweepOptions):
     mode: str = option(
         "search",
         doc="How records are fetched: search, page by page, or download, as an archive that GBIF"
-        " makes first. An archive takes an account, and a full sweep each time.",
+        " makes first. An archive takes an account and an interval of two days or more, and each"
+        " is a full sweep.",
         example="download",
         owner=True,
     )
@@ -153,6 +154,9 @@ class GbifOptions(SweepOptions):
         if self.mode == "search" and self.full_every and "lastInterpreted" in query.terms:
             msg = "filter asks for lastInterpreted, by which sweeps of changes are made"
             raise Invalid(msg, hint="leave it out, or say full_every=0")
+        if self.mode == "download" and self.follow and self.interval_s < SAME_S:
+            msg = "GBIF gives the same download again for two days, and interval_s is shorter"
+            raise Invalid(msg, hint=f"say interval_s={SAME_S:.0f} or more, or follow=False")
         if self.mode == "download" and query.words:
             msg = "filter asks for words (q), which downloads cannot be made of"
             raise Invalid(msg, hint='leave it out, or use mode="search"')
@@ -224,7 +228,7 @@ class Gbif(SweepSource):
     def parts(self, sweep: Sweep, since_us: int | None, position: bytes | None) -> Iterator[Part]:
         """See `SweepSource`."""
         if self._downloads is not None:
-            yield from self._downloads.parts(self._query, position)
+            yield from self._downloads.parts(self._query, sweep, position)
             return
         query = self._query
         if since_us is not None:

@@ -1,7 +1,9 @@
 """Having GBIF make an archive of all records of a query, and reading it.
 
 1. `POST /occurrence/download/request` with the query as a predicate answers 201 with a key. A page
-   without records makes the key durable before anything else, so that a crash does not ask twice.
+   without records makes the key durable before anything else. A crash before that asks twice, and
+   is given the same key: GBIF makes no second download of what an account has asked for within two
+   days, nor of what it made for everybody within 35.
 2. `GET /occurrence/download/<key>` is asked now and then until the archive is made: PREPARING,
    RUNNING and SUSPENDED mean wait; SUCCEEDED, that it is there; KILLED, FAILED and FILE_ERASED,
    that another has to be asked for, which is done twice; CANCELLED, that somebody did not want it.
@@ -10,7 +12,8 @@
 4. Its rows are handed out. The cursor counts them; a crash fetches the same archive again.
 
 As many downloads as may be made at once for an account (three) is 420, answered by waiting. An
-archive is what GBIF had when it was asked for: that is when its records count as seen.
+archive is what GBIF had when it was asked for first: that is when its records count as seen, and
+one from before the sweep says nothing of what is gone.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +34,7 @@ import msgspec
 
 from headrace.model.clock import Clock
 from headrace.model.errors import Closed, Invalid, Unavailable
+from headrace.model.source import Sweep
 from headrace.sources.gbif_archive import read_rows
 from headrace.sources.gbif_query import Query
 from headrace.sources.http import Service
@@ -39,9 +44,15 @@ FORMAT = "DWCA"
 ROWS_OF_A_PAGE = 1_000
 PIECE_BYTES = 64 << 20
 """How much of an archive is fetched at a time; a server that knows no ranges sends all of it."""
+SAME_S = 172_800.0
+"""For how long GBIF answers a request with a download that was asked for before."""
+SKEW_US = 300_000_000
+"""How far GBIF's clock may be behind ours."""
 FAILURES_MAX = 2
 """How often a download that failed is asked for anew, of one sweep."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _DOWNLOAD = "/occurrence/download"
 _WAITS = frozenset({"PREPARING", "RUNNING", "SUSPENDED"})
 _FAILED = frozenset({"KILLED", "FAILED", "FILE_ERASED"})
@@ -75,6 +86,7 @@ class Position(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str = ""
     """Empty for one that is still to be asked for."""
     asked_at_us: int = 0
+    """By our clock; counts where GBIF does not say when it was."""
     rows: int = 0
     """How many were handed out."""
     failures: int = 0
@@ -87,6 +99,11 @@ class _Status(msgspec.Struct, rename="camel"):
     status: str
     total_records: int = 0
     size: int = 0
+    created: datetime | None = None
+
+    def created_us(self) -> int | None:
+        """Return when the download was asked for first."""
+        return None if self.created is None else (self.created - _EPOCH) // _MICROSECOND
 
 
 _POSITION = msgspec.json.Decoder(Position)
@@ -117,7 +134,7 @@ class Downloads:
         self._held: tuple[str, tempfile.TemporaryDirectory[str]] | None = None
         """The archive that is read, by its key: kept when asking failed, for the next time."""
 
-    def parts(self, query: Query, position: bytes | None) -> Iterator[Part]:
+    def parts(self, query: Query, sweep: Sweep, position: bytes | None) -> Iterator[Part]:
         """Yield the records of a download from a position on; the first part may be empty."""
         at = _POSITION.decode(position) if position else Position()
         if at.finished:
@@ -132,7 +149,7 @@ class Downloads:
             raise Unavailable(msg, hint=_ASK_AGAIN, code="download_failed")
         path = self._fetched(at.key, status.size)
         try:
-            yield from self._rows(path, at, status.total_records)
+            yield from self._rows(path, sweep, at, status)
         except Unavailable:
             # What is damaged is fetched again from its start.
             self._let_go()
@@ -209,15 +226,20 @@ class Downloads:
                 break
         return to
 
-    def _rows(self, path: Path, at: Position, total: int) -> Iterator[Part]:
+    def _rows(self, path: Path, sweep: Sweep, at: Position, made: _Status) -> Iterator[Part]:
+        seen_at_us = made.created_us() or at.asked_at_us
+        is_of_sweep = seen_at_us >= sweep.started_at_us - SKEW_US
+        if is_of_sweep:
+            seen_at_us = max(seen_at_us, sweep.started_at_us)
+        total = made.total_records
         rows = read_rows(path, at.rows)
         while values := list(islice(rows, ROWS_OF_A_PAGE)):
-            records = [swept_record(v, "key", at.asked_at_us, self._volatile) for v in values]
+            records = [swept_record(v, "key", seen_at_us, self._volatile) for v in values]
             for page in bounded(records):
                 at = msgspec.structs.replace(at, rows=at.rows + len(page))
                 yield Part(page, msgspec.json.encode(at), total)
         at = msgspec.structs.replace(at, finished=True)
-        yield Part((), msgspec.json.encode(at), total, sound=at.rows >= total)
+        yield Part((), msgspec.json.encode(at), total, sound=is_of_sweep and at.rows >= total)
 
     def _let_go(self) -> None:
         if self._held is not None:
