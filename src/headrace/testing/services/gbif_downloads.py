@@ -185,14 +185,14 @@ class Downloads:
             return text_reply("Not Found", 404)
         whole = found.archive
         headers = {"Accept-Ranges": "bytes", "ETag": f'"{len(whole):x}-{zlib.crc32(whole):x}"'}
-        asked = re.fullmatch(r"bytes=(\d+)-", request.headers.get("range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))
         if asked is None:
             return Reply(200, whole, ZIP, headers)
-        begin = int(asked[1])
+        begin, end = int(asked[1]), min(int(asked[2] or len(whole)), len(whole) - 1)
         if begin >= len(whole):
             return Reply(416, b"", ZIP, {"Content-Range": f"bytes */{len(whole)}"})
-        headers["Content-Range"] = f"bytes {begin}-{len(whole) - 1}/{len(whole)}"
-        return Reply(206, whole[begin:], ZIP, headers)
+        headers["Content-Range"] = f"bytes {begin}-{end}/{len(whole)}"
+        return Reply(206, whole[begin : end + 1], ZIP, headers)
 
 
 def _state(download: Download, polls: int) -> str:
