@@ -28,6 +28,7 @@ ABOUT = {
     "stage": "An epoch in memory. Ratio: to the best bare DuckDB over the same Arrow.",
     "pipeline": "Log to durable table and three views. Ratio: to DuckDB doing it once in memory.",
     "fresh": "From a POST to its count in an answer. Ratio: p99 to the epoch interval.",
+    "keyed": "Changing some keys of a large table. Ratio: publish to DuckDB writing it whole.",
     "growth": "The cost of an epoch of 250 rows. Ratio: to the smallest of its kind; flat is 1.",
 }
 
