@@ -121,15 +121,17 @@ LIMITS = Limits(records_max=5_000, body_bytes_max=12 << 20, inline_bytes_max=4_0
 class Door:
     """A collector without a server: one request, one answer."""
 
-    def __init__(self, log, limits=LIMITS, **options):
-        for topic in GAME.topics:
+    def __init__(self, log, limits=LIMITS, plan=GAME, **options):
+        for topic in plan.topics:
             log.create(topic.name, topic.partitions)
+        for name in plan.change_topics:
+            log.create(name, 1)
         self.log = log
         self.clock = ManualClock()
         self.lost = []
         self.mark = EVENTS.fingerprint
         self.collector = Collector(
-            GAME, log, self.clock, limits, on_lost=self.lost.append, **options
+            plan, log, self.clock, limits, on_lost=self.lost.append, **options
         )
 
     def __call__(self, method, target, body=b"", headers=(), content_type="application/json"):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from headrace.collect.exchange import HeaderList, Request
 from headrace.collect.gate import OpenGate
 from headrace.collect.limits import Limits, Share
-from headrace.model.batch import UNMARKED, is_client_chosen
+from headrace.model.batch import UNMARKED, Batch, is_client_chosen
 from headrace.model.errors import Corrupt, Invalid, Unavailable
+from headrace.model.plan import Plan, Topic, View
 
 JSON = "application/json"
 LINES = "application/x-ndjson"
@@ -292,6 +293,22 @@ def test_topics_and_records_are_read_back(door):
     everything = told(door("GET", "/v1/topics/events/records?offset=2"))
     assert [(r["offset"], r["key"], r["value"]) for r in everything["records"]] == [(2, "k", 5)]
     assert told(door("GET", "/v1/topics/events/records?offset=9"))["records"] == []
+
+
+def test_what_views_change_is_read_back_and_nobody_else_appends_it(open_door):
+    view = View("v", "events", "", (), (), (), (), "", topic="game_query")
+    door = open_door(plan=Plan("game", topics=(Topic("events", 1),), views=(view,)))
+    door.log.batches["game_query"].append(
+        Batch([b'{"n":1}'], [b'["v"]'], [b'{"headrace-view":"v"}'], [0], [bytes(16)], [0])
+    )
+    topics = told(door("GET", "/v1/topics"))["topics"]
+    assert [(t["name"], t["record"], t["ends"]) for t in topics][-1] == ("game_query", None, [1])
+    (record,) = told(door("GET", "/v1/topics/game_query/records"))["records"]
+    assert (record["key"], record["value"]) == ('["v"]', {"n": 1})
+    assert record["headers"] == {"headrace-view": "v"}
+    assert error(door.post(GOOD, topic="game_query")) == (403, "forbidden")
+    assert error(door("GET", "/v1/topics/game_query")) == (405, "method_not_allowed")
+    assert door.log.submits == 0
 
 
 def test_bytes_that_are_no_json_are_read_back_as_base64(door):

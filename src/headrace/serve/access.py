@@ -64,7 +64,8 @@ def secure(paths: dict[str, dict[str, Any]], plan: Plan) -> None:
     """Write into the paths of an OpenAPI document which scope each asks for."""
     named = {route.path: f"{APPEND}{route.topic}" for route in plan.routes}
     named |= {f"/v1/topics/{t.name}": f"{APPEND}{t.name}" for t in plan.topics}
-    named |= {f"/v1/topics/{t.name}/records": READ for t in plan.topics}
+    kept = (*(t.name for t in plan.topics), *plan.change_topics)
+    named |= {f"/v1/topics/{name}/records": READ for name in kept}
     named["/v1/topics"] = READ
     alike = {f"/v1/tables/{t.name}": "/v1/tables/{table}" for t in plan.tables}
     alike |= {f"/v1/views/{v.name}": "/v1/views/{view}" for v in plan.views}

@@ -41,6 +41,8 @@ def openapi(plan: Plan) -> Json:
     for topic in plan.topics:
         paths[f"/v1/topics/{topic.name}"] = {"post": _append(topic.name, topic.schema)}
         paths[f"/v1/topics/{topic.name}/records"] = {"get": _read_back(topic.name)}
+    for name in plan.change_topics:
+        paths[f"/v1/topics/{name}/records"] = {"get": _read_back(name)}
     paths["/v1/topics"] = {"get": _get("List the topics", "topics", _json_content({}))}
     paths["/v1/tables"] = {"get": _listing("tables")}
     for table in plan.tables:

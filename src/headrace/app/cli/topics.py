@@ -85,7 +85,7 @@ def create(topic: str, partitions: int, layout: Layout) -> None:
 def delete(topic: str, layout: Layout, *, yes: bool) -> None:
     """Delete a topic and the records that the log keeps of it; tables stay as they are."""
     plan = find_plan(layout)
-    if plan is not None and any(t.name == topic for t in plan.topics):
+    if plan is not None and topic in {*(t.name for t in plan.topics), *plan.change_topics}:
         raise Invalid(
             f"The pipeline {plan.name} declares topic {topic}",
             hint="take it out of the pipeline and run that once; then delete it",
