@@ -128,6 +128,8 @@ def test_added_over_http_paused_kept_over_a_restart_and_removed(folder, capsys):
             (sea,) = [s for s in told(capsys, "sources", "list") if s["name"] == "sea"]
             assert (sea["state"], sea["records"]) == ("paused", pulled)
         assert run.ended == 0
+        (archive, sea) = told(capsys, "sources", "list")
+        assert (archive["state"], sea["state"]) == ("done", "paused")
 
         with Run(folder) as run:
             assert run.sources()["sea"]["state"] == "paused"

@@ -200,7 +200,7 @@ def test_from_added_to_removed(world):
         world.add("s")
         until(lambda: len(world.numbers("s")) > len(collected))
         assert world.numbers("s")[len(collected)] == 0
-    assert process.ended
+    assert [(p.name, p.state) for p in process.ended] == [("other", "stopped"), ("s", "stopped")]
     assert [e.key for e in world.log.scan("source/") if e.key.endswith("/lease")] == []
     assert world.opened[:3] == [("s", 0), ("other", 0), ("s", len(paused_at))]
 

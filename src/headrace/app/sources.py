@@ -46,7 +46,8 @@ def run_role(role: Role) -> None:
         replace(role.layout.run / metrics.METRICS_FILE, metrics.text(progress))
         for source in progress:
             if source.error and failed.get(source.name) != source.error:
-                sys.stderr.write(f"source {source.name}: {source.error}\n  hint: {source.hint}\n")
+                hint = f" ({source.hint})" if source.hint else ""
+                sys.stderr.write(f"source {source.name}: {_plain(source.error + hint)}\n")
             failed[source.name] = source.error
 
     role.ready()
@@ -61,6 +62,11 @@ def run_role(role: Role) -> None:
     errors = [p for p in ended if p.state == "failed"]
     if errors and not role.stop.is_set():
         raise Invalid("; ".join(f"source {p.name}: {p.error}" for p in errors), hint=errors[0].hint)
+
+
+def _plain(text: str) -> str:
+    """Return a text without signs that a terminal obeys: a service may have sent it."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 @contextmanager

@@ -41,6 +41,8 @@ from headrace.pull.state import SourceReport
 LOOK_S = 0.5
 """How often keyed state is looked at, and leases are."""
 
+_ENDS = ("done", "failed", "paused")
+"""States in which nothing is left to be done until somebody changes something."""
 _TOLD = tuple(n for n in Progress.__struct_fields__ if n not in ("name", "state"))
 
 OpenSource = Callable[[plans.Source, Clock], Source]
@@ -145,7 +147,7 @@ class _Manager:
         if not self._has_looked:
             return False
         if may_wait is None or may_wait.is_set():
-            return all(one.state in ("done", "failed", "paused") for one in self._ones.values())
+            return all(one.state in _ENDS for one in self._ones.values())
         closed = not self._plan.options.add_sources
         return closed and all(one.state == "done" for one in self._ones.values())
 
@@ -171,6 +173,8 @@ class _Manager:
             one.lease.give_back()
         for one in self._ones.values():
             self._collect(one)
+            if one.state not in _ENDS:
+                one.state = "stopped"
 
     def _tend(self, wanted: Wanted) -> None:
         name = wanted.source.name

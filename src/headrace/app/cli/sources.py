@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import click
 import msgspec
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -24,7 +25,7 @@ from headrace.model.options import Scalar, declared
 from headrace.model.plan import Plan
 
 WATCH_EVERY_S = 1.0
-_COLUMNS = ("source", "state", "sweep", "pages", "records", "rate", "remaining", "ETA", "")
+_COLUMNS = ("source", "state", "sweep", "pages", "records", "rate", "remaining", "ETA")
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 _COLOURS = {"running": "green", "done": "green", "failed": "bold red", "waiting": "yellow"}
 
@@ -57,12 +58,12 @@ def list_all(layout: Layout, *, watch: bool, as_json: bool) -> None:
             clock.sleep(WATCH_EVERY_S)
             print_json(msgspec.to_builtins(found()))
     elif watch:
-        with Live(_table(found()), console=console(), auto_refresh=False) as live:
+        with Live(_shown(found()), console=console(), auto_refresh=False) as live:
             while True:
                 clock.sleep(WATCH_EVERY_S)
-                live.update(_table(found()), refresh=True)
+                live.update(_shown(found()), refresh=True)
     else:
-        console().print(_table(found()))
+        console().print(_shown(found()))
 
 
 @sources.command()
@@ -169,13 +170,12 @@ def _say(sentence: str, value: object, *, as_json: bool) -> None:
         console().print(visible(sentence), markup=False)
 
 
-def _table(found: Sequence[Listed]) -> Table:
+def _shown(found: Sequence[Listed]) -> Group:
+    """Return the sources as a table, and below it what people should know of some."""
     table = Table(box=None, header_style="bold")
     for position, column in enumerate(_COLUMNS):
-        is_number = 1 < position < len(_COLUMNS) - 1
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+        table.add_column(column, justify="right" if position > 1 else "left", overflow="fold")
     for source in found:
-        said = source.error or source.waiting_for or source.notice
         table.add_row(
             Text(source.name),
             Text(source.state, style=_COLOURS.get(source.state, "default")),
@@ -185,9 +185,14 @@ def _table(found: Sequence[Listed]) -> Table:
             "" if source.records_per_s is None else f"{source.records_per_s:,.1f}/s",
             _number(source.remaining),
             "" if source.eta_s is None else duration(source.eta_s),
-            Text(visible(f"{said} ({source.hint})" if source.hint else said)),
         )
-    return table
+    said = [
+        Text(visible(f"{source.name}: {what}"))
+        for source in found
+        for what in (source.error, source.hint, source.waiting_for, source.notice)
+        if what
+    ]
+    return Group(table, *said)
 
 
 def _number(value: int | None) -> str:
