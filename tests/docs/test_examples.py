@@ -68,10 +68,11 @@ def test_every_command_exists_with_its_options(words):
 
 def test_there_is_something_to_test():
     assert len(ALL_COMMANDS) > 15
-    assert {name for name, _ in blocks(GUIDE, "python")} == {"shop.py", "test_shop.py", "replay.py"}
+    found = {name for name, _ in blocks(GUIDE, "python")}
+    assert found == {"shop.py", "test_shop.py", "stock/stock.py", "replay.py"}
 
 
-@pytest.mark.parametrize("name", ["shop.py", "replay.py"])
+@pytest.mark.parametrize("name", ["shop.py", "stock/stock.py", "replay.py"])
 def test_the_guides_pipelines_pass_the_check(name, folder, capsys):
     assert call(["check", str(folder / name)]) == 0, capsys.readouterr()
 
@@ -82,8 +83,9 @@ def test_the_readmes_pipeline_passes_the_check(tmp_path, capsys):
     assert call(["check", str(tmp_path / "pipeline.py")]) == 0, capsys.readouterr()
 
 
-def test_the_guides_case_passes(folder, capsys):
-    assert call(["test", str(folder / "shop.py")]) == 0, capsys.readouterr()
+@pytest.mark.parametrize("name", ["shop.py", "stock/stock.py"])
+def test_the_guides_cases_pass(name, folder, capsys):
+    assert call(["test", str(folder / name)]) == 0, capsys.readouterr()
 
 
 def test_the_guides_pytest_passes(folder):
