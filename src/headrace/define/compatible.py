@@ -40,7 +40,7 @@ def _keyed_fault(
     table: Table, existing: Mapping[str, Sequence[Column]], was: Keyed | None
 ) -> tuple[str, str] | None:
     """Return message and hint if a table was not keyed as it now is."""
-    anew = f"Give the table another name, or begin anew: headrace outputs drop {table.name}"
+    anew = f"Give the table another name, or begin anew: headrace outputs drop --made {table.name}"
     had_changes = _CHANGES + table.name in existing
     if table.keyed is None:
         gone = "it had a key and would have none"
@@ -80,12 +80,12 @@ def _column_faults(
         if now is not None:
             message = f"was {column.type} and would become {now}"
             hint = f"CAST it to {column.type}, or keep both: select the new one under its own"
-            hint += f" name. To begin anew: headrace outputs drop {table.name}"
+            hint += f" name. To begin anew: headrace outputs drop --made {table.name}"
         elif other is not None:
             message = f"would change its case to {other!r}"
             hint = f'Select it AS "{column.name}".'
         else:
             message = "is no longer selected"
             hint = f"Select it, or a NULL of its type: CAST(NULL AS {column.type}) AS "
-            hint += f'"{column.name}". To begin anew: headrace outputs drop {table.name}'
+            hint += f'"{column.name}". To begin anew: headrace outputs drop --made {table.name}'
         yield f"its column {column.name!r} {message}", hint

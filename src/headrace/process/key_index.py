@@ -42,7 +42,7 @@ class KeyIndex:
         try:
             self._db = self._opened()
         except apsw.Error:
-            self._remove()
+            _remove(self._path)
             self._db = self._opened()
 
     @property
@@ -54,7 +54,7 @@ class KeyIndex:
     def clear(self) -> None:
         """Forget everything."""
         self._db.close()
-        self._remove()
+        _remove(self._path)
         self._db = self._opened()
 
     def find(self, keys: Sequence[str]) -> pa.Table:
@@ -104,9 +104,10 @@ class KeyIndex:
         db.execute(_TABLES)
         return db
 
-    def _remove(self) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -117,5 +118,5 @@ def _as_unavailable(path: Path) -> Iterator[None]:
     except apsw.FullError as error:
         raise Unavailable(f"No room for the index {path.name}", hint="Free some space.") from error
     except (apsw.CorruptError, apsw.NotADBError) as error:
-        path.unlink(missing_ok=True)
+        _remove(path)
         raise Unavailable(f"The index {path.name} was damaged and is made again") from error

@@ -194,7 +194,7 @@ class KeyedTable:
         if missing:
             raise Invalid(
                 f"The table {self.spec.name} has columns that are no longer made: {missing[0]}",
-                hint=f"Select it, or begin anew: headrace outputs drop {self.spec.name}",
+                hint=f"Select it, or begin anew: headrace outputs drop --made {self.spec.name}",
                 code="incompatible_plan",
             )
 

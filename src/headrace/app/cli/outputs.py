@@ -13,7 +13,7 @@ from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 
-MADE = ("tables/", "views/", "state/")
+MADE = ("tables/", "changes/", "views/", "state/")
 
 
 @click.group()
@@ -45,16 +45,18 @@ def list_outputs(layout: Layout, *, as_json: bool) -> None:
 @outputs.command()
 @click.argument("names", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--made", is_flag=True, help="Also what the pipeline makes: it begins anew, empty.")
 @data_option
-def drop(names: tuple[str, ...], layout: Layout, *, yes: bool) -> None:
+def drop(names: tuple[str, ...], layout: Layout, *, yes: bool, made: bool) -> None:
     """Remove outputs that the pipeline no longer makes, with their files; nothing may be running.
 
-    A view's name takes its state along.
+    A view's name takes its state along, a keyed table's its changelog.
     """
     plan = read_plan(layout)
     storage = open_tables(layout, SystemClock())
     stored = [n for n in storage.names() if n.startswith(MADE)]
-    meant = [n for name in names for n in _meant(name, stored, plan)]
+    kept = set() if made else wanted(plan)
+    meant = [n for name in names for n in _meant(name, stored, plan.name, kept)]
     if not yes:
         click.confirm(f"Remove {', '.join(meant)} and all their rows?", abort=True, err=True)
     with held(layout):
@@ -66,16 +68,18 @@ def drop(names: tuple[str, ...], layout: Layout, *, yes: bool) -> None:
 def wanted(plan: Plan) -> set[str]:
     """Return the storage names of what a plan makes."""
     named = {f"tables/{t.name}" for t in plan.tables} | {f"views/{v.name}" for v in plan.views}
+    named |= {t.storage for t in plan.tables}
     return named | {f"state/{v.name}-{v.fingerprint}" for v in plan.views}
 
 
-def _meant(name: str, stored: list[str], plan: Plan) -> list[str]:
+def _meant(name: str, stored: list[str], pipeline: str, kept: set[str]) -> list[str]:
+    """Return the stored outputs that a name stands for, but for those that are kept."""
     bare = name.rpartition("/")[2]
     found = [
         s
         for s in stored
         if s == name
-        or ("/" not in name and s in (f"tables/{bare}", f"views/{bare}"))
+        or ("/" not in name and s in (f"tables/{bare}", f"changes/{bare}", f"views/{bare}"))
         or (s.startswith("state/") and s[len("state/") :].rpartition("-")[0] == bare)
     ]
     if not found:
@@ -84,11 +88,11 @@ def _meant(name: str, stored: list[str], plan: Plan) -> list[str]:
             hint="`headrace outputs list` shows those there are",
             code="unknown_output",
         )
-    left = [s for s in found if s not in wanted(plan)]
+    left = [s for s in found if s not in kept]
     if not left:
         raise Invalid(
-            f"The pipeline {plan.name} makes {name}",
-            hint="take it out of the pipeline and run that once; then drop it",
+            f"The pipeline {pipeline} makes {name}",
+            hint="--made drops it all the same: it begins anew with what comes from then on",
             code="output_in_use",
         )
     return left
