@@ -198,7 +198,7 @@ def test_what_is_gone_is_not_given_by_the_next_full_sweep(changing):
     assert set(keys(first)) - set(keys(second)) == {gone}
 
 
-def test_a_sweep_that_gave_fewer_than_are_counted_is_not_full(changing):
+def test_a_slice_to_which_a_record_came_is_read_again(changing):
     source = gbif(changing.gbif)
     pages = source.open(None)
     taken = [next(pages)]
@@ -290,13 +290,25 @@ def test_what_cannot_be_cut_is_refused_with_a_way_out():
     assert 'mode="download"' in refused.value.hint
 
 
-def test_records_without_the_field_are_asked_for_by_a_predicate(walled):
-    walled.forget()
-    dataset = "50c9509d-22c7-4a22-a47d-8c48425ef4a7"
+def test_a_sweep_that_gave_fewer_than_are_counted_is_not_full():
+    def one_missing(query, limit, offset):
+        return body([{"key": n} for n in range(offset, min(offset + limit, 9))], 10, True)
+
+    pages = sweep_of(one_missing)
+    assert set(keys(pages)) == {str(n) for n in range(9)}
+    assert not pages[-1].sweep.full
+
+
+DATASET = "50c9509d-22c7-4a22-a47d-8c48425ef4a7"
+
+
+@pytest.mark.parametrize("without", [15, 40], ids=["one slice", "cut again"])
+def test_records_without_the_field_are_asked_for_by_a_predicate(without):
     with services(records={"gbif": 0}, wall=WALL) as running:
         made = [
-            {"key": n, "datasetKey": dataset, "basisOfRecord": "OCCURRENCE"}
-            | ({"year": 1990 + n % 3} if n % 4 else {})
+            {"key": n, "datasetKey": DATASET, "basisOfRecord": "OCCURRENCE"}
+            | ({} if n < without else {"year": 1990 + n % 3})
+            | ({} if n % 7 == 0 else {"month": n % 5 + 1})
             | {"occurrenceStatus": "PRESENT"}
             for n in range(60)
         ]
@@ -306,9 +318,9 @@ def test_records_without_the_field_are_asked_for_by_a_predicate(walled):
     assert sorted(map(int, keys(given))) == list(range(60))
     assert given[-1].sweep.full
     assert asked
-    assert all(
-        {"type": "isNull", "parameter": "YEAR"} in a["predicate"]["predicates"] for a in asked
-    )
+    for said in asked:
+        assert {"type": "isNull", "parameter": "YEAR"} in said["predicate"]["predicates"]
+    assert any("facets" in said for said in asked) is (without > WALL)
 
 
 def test_a_long_query_is_sent_as_a_predicate(changing):
