@@ -23,6 +23,7 @@ from headrace.collect.limits import Limits
 from headrace.model import plan as plans
 from headrace.model.failpoint import FAILPOINTS
 from headrace.model.options import declared
+from headrace.model.pipeline_options import Options
 from headrace.serve.access import SCHEME
 from headrace.serve.documentation import distinct
 from headrace.serve.openapi import openapi
@@ -138,7 +139,7 @@ def _every_path() -> plans.Plan:
         queries=(
             plans.Query("/your/query", "", (plans.QueryParameter("parameter", "string"),), ()),
         ),
-        options=plans.Options(tokens=True),
+        options=Options(tokens=True),
     )
 
 
@@ -196,7 +197,7 @@ def options() -> str:
         "of seconds here is given as a length of time, without the `_s` of its name."
     )
     parts = ["# Options", NOTE, "## Pipeline", given]
-    parts.append(_options(plans.Options))
+    parts.append(_options(Options))
     for kind in SOURCES:
         source = source_class(kind)
         module = inspect.getmodule(source)

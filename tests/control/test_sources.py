@@ -16,7 +16,8 @@ from headrace.model.batch import Batch
 from headrace.model.clock import ManualClock, SystemClock
 from headrace.model.errors import Fenced, Invalid
 from headrace.model.options import option
-from headrace.model.plan import Options, Plan, Source, Topic, View
+from headrace.model.pipeline_options import Options
+from headrace.model.plan import Plan, Source, Topic, View
 
 
 @dataclasses.dataclass(frozen=True)

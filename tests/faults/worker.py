@@ -22,7 +22,8 @@ from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
 from headrace.model.batch import Batch
 from headrace.model.clock import SystemClock
 from headrace.model.ids import client_id
-from headrace.model.plan import Options, Plan
+from headrace.model.pipeline_options import Options
+from headrace.model.plan import Plan
 from headrace.process.loop import Loop, Progress
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner

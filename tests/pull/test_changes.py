@@ -18,7 +18,8 @@ from headrace.model.clock import ManualClock
 from headrace.model.errors import Invalid, Unavailable
 from headrace.model.layout import Layout
 from headrace.model.options import option
-from headrace.model.plan import Options, Plan, Source, Topic
+from headrace.model.pipeline_options import Options
+from headrace.model.plan import Plan, Source, Topic
 from headrace.model.source import Page, PulledRecord
 from headrace.pull.run import Site, run_pull
 

@@ -11,7 +11,8 @@ import pytest
 from headrace.control.progress import PROGRESS_FILE, Progress
 from headrace.model.errors import Invalid
 from headrace.model.options import option
-from headrace.model.plan import Options, Plan, Source, Topic
+from headrace.model.pipeline_options import Options
+from headrace.model.plan import Plan, Source, Topic
 from headrace.serve.sources import SourceParts
 
 SOURCES = "/v1/sources"

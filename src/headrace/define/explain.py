@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import msgspec
 
 from headrace.define.binder import Binder, Node, walk
-from headrace.model.plan import SYSTEM_COLUMNS, Keyed, Options, Plan, Table, Topic, View
+from headrace.model.pipeline_options import Options
+from headrace.model.plan import SYSTEM_COLUMNS, Keyed, Plan, Table, Topic, View
 
 _QUANTILES = ("quantile_cont", "quantile_disc", "quantile", "median", "approx_quantile")
 _STATES = {

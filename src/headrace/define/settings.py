@@ -10,7 +10,8 @@ from headrace.define.pipeline import Length, Scalar, Windows
 from headrace.define.problem import Faults, Place, nearest
 from headrace.model.errors import Invalid
 from headrace.model.options import declared, read_options
-from headrace.model.plan import Options, Window
+from headrace.model.pipeline_options import Options
+from headrace.model.plan import Window
 
 HOPS_MAX = 1_000
 """Windows that one row may be in."""
