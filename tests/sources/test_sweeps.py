@@ -196,10 +196,8 @@ def test_opened_between_two_sweeps_it_waits_for_the_rest(gone_s, rest_s):
 def test_it_says_that_it_rests_and_closing_ends_the_wait():
     source = Shelf(letters(4), SystemClock(), interval_s=10_000.0)
     pages = source.open(None)
-    source.clock = ManualClock()
     while not next(pages).sweep_done:
         pass
-    source.clock = SystemClock()
     rested = []
 
     def look_and_close():
