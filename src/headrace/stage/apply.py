@@ -5,7 +5,8 @@ had. What comes out are the rows of the changelog (see `model.plan.Keyed`): net 
 the table nor its views depend on how the input was cut into epochs.
 
 What a key had comes from an index of old rows, as text: the columns that the views read, each as
-VARCHAR, in one JSON array. Every type that a table can store goes there and back unchanged.
+VARCHAR, in one JSON array. Every type that a table can store goes there and back unchanged, lists,
+structs and maps too: DuckDB quotes what is inside them. (As JSON a BLOB inside would not.)
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.define.types import quoted
-from headrace.define.view_types import is_nested
 from headrace.model.errors import Internal
-from headrace.model.plan import CHANGED_IN, WEIGHT, Column, Table, View
+from headrace.model.plan import CHANGED_IN, WEIGHT, Table, View
 from headrace.stage.engine import Engine
 from headrace.stage.fold import partials_of
 
@@ -91,7 +91,7 @@ class Apply:
 
         Of several rows of a key that of the latest epoch counts.
         """
-        texts = ", ".join(_as_text(c) for c in self.kept)
+        texts = ", ".join(f"CAST({quoted(c.name)} AS VARCHAR)" for c in self.kept)
         sql = (
             f"SELECT {self.key_sql} AS key, {WEIGHT} = 1 AS live, "
             f"CAST(to_json([{texts}]) AS VARCHAR) AS row FROM changes WHERE {WEIGHT} >= 0 "
@@ -106,7 +106,7 @@ class Apply:
 
     def _decoded(self) -> str:
         values = [
-            f"{_from_text(f'l[{i}]', c)} AS {quoted('old ' + c.name)}"
+            f"CAST(l[{i}] AS {c.type}) AS {quoted('old ' + c.name)}"
             for i, c in enumerate(self.kept, 1)
         ]
         return (
@@ -164,13 +164,3 @@ def _retracted(sql: str | None, rows: pa.Table, engine: Engine) -> pa.Table:
     if sql is None:
         raise Internal("A view over a keyed table has a state that nothing can be taken out of")
     return engine.query(sql, {"parts": rows}).cast(rows.schema) if rows.num_rows else rows
-
-
-def _as_text(column: Column) -> str:
-    name = quoted(column.name)
-    return f"CAST({f'to_json({name})' if is_nested(column.type) else name} AS VARCHAR)"
-
-
-def _from_text(text: str, column: Column) -> str:
-    value = f"CAST({text} AS JSON)" if is_nested(column.type) else text
-    return f"CAST({value} AS {column.type})"
