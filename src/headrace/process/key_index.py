@@ -22,18 +22,30 @@ _CACHE_KB = 64 << 10
 _CHECKPOINT_PAGES = 16_384
 """Pages of 4 KiB that the write-ahead log may grow to before it goes into the file: 64 MiB."""
 
+_PUT = (
+    "INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
+    "SET live = excluded.live, row = excluded.row, epoch = excluded.epoch "
+    "WHERE excluded.epoch >= entries.epoch"
+)
+
 _TABLES = """
-CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, live INTEGER, row TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS contained (of TEXT, version INTEGER);
+CREATE TABLE IF NOT EXISTS entries
+    (key TEXT PRIMARY KEY, live INTEGER, row TEXT, epoch INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS contained (of TEXT, version INTEGER, epoch INTEGER);
 """
 
 
 class KeyIndex:
-    """The entries of one keyed table. Used from one thread.
+    """The entries of one keyed table. Used from one thread, but for `contained`.
 
     `of` names what the entries are of: the changelog's id and the columns that are kept. Entries of
     anything else are dropped.
     """
+
+    contained: tuple[int, int] | None
+    """The changelog's version that the entries are of, and its epoch; None if there are none.
+
+    In memory, because housekeeping asks for it from its own thread."""
 
     def __init__(self, path: Path, of: str) -> None:
         self._path = path
@@ -45,12 +57,6 @@ class KeyIndex:
             _remove(self._path)
             self._db = self._opened()
 
-    @property
-    def version(self) -> int | None:
-        """Return the changelog's version that the entries are of; None if there are none."""
-        found = list(self._db.execute("SELECT of, version FROM contained"))
-        return int(found[0][1]) if found and found[0][0] == self._of else None
-
     def clear(self) -> None:
         """Forget everything."""
         self._db.close()
@@ -59,29 +65,32 @@ class KeyIndex:
 
     def find(self, keys: Sequence[str]) -> pa.Table:
         """Return the entries of some keys, those that there are, as `ENTRIES`."""
-        rows: list[tuple[str, int, str]] = []
+        rows: list[tuple[str, int, str, int]] = []
         if keys:
             # The join's order is said outright: SQLite would rather read the whole index.
             sql = (
-                "SELECT key, live, row FROM carray(?) AS wanted "
+                "SELECT key, live, row, epoch FROM carray(?) AS wanted "
                 "CROSS JOIN entries WHERE entries.key = wanted.value"
             )
             with _as_unavailable(self._path):
                 rows = list(self._db.execute(sql, (apsw.carray(tuple(keys)),)))
-        columns = zip(*rows, strict=True) if rows else ([], [], [])
-        key, live, row = (list(column) for column in columns)
-        arrays = [pa.array(key, pa.string()), pa.array(map(bool, live), pa.bool_())]
-        return pa.Table.from_arrays([*arrays, pa.array(row, pa.string())], schema=ENTRIES)
+        columns = zip(*rows, strict=True) if rows else ([], [], [], [])
+        key, live, row, epoch = (list(column) for column in columns)
+        arrays = [key, list(map(bool, live)), row, epoch]
+        return pa.Table.from_pydict(dict(zip(ENTRIES.names, arrays, strict=True)), schema=ENTRIES)
 
-    def put(self, entries: pa.Table, version: int) -> None:
-        """Take in entries, of schema `ENTRIES`; the index contains `version` from now on."""
+    def put(self, entries: pa.Table, contained: tuple[int, int] | None) -> None:
+        """Take in entries, of schema `ENTRIES`, of keys that have none of a later epoch.
+
+        `contained` is what the index contains from now on; None while it is still being made.
+        """
         columns = [entries.column(name).to_pylist() for name in ENTRIES.names]
         with _as_unavailable(self._path), self._db:
-            self._db.executemany(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", zip(*columns, strict=True)
-            )
+            self._db.executemany(_PUT, zip(*columns, strict=True))
             self._db.execute("DELETE FROM contained")
-            self._db.execute("INSERT INTO contained VALUES (?, ?)", (self._of, version))
+            if contained is not None:
+                self._db.execute("INSERT INTO contained VALUES (?, ?, ?)", (self._of, *contained))
+        self.contained = contained
 
     def count(self) -> int:
         """Return how many keys there are, deleted ones among them."""
@@ -93,6 +102,15 @@ class KeyIndex:
 
     def _opened(self) -> apsw.Connection:
         db = apsw.Connection(str(self._path))
+        try:
+            self._prepare(db)
+        except apsw.Error:
+            # Before its file is removed: closed later, it would take the next one's log along.
+            db.close()
+            raise
+        return db
+
+    def _prepare(self, db: apsw.Connection) -> None:
         for statement in (
             "PRAGMA journal_mode = WAL",
             # A power cut may take the last transactions back, which are then behind the changelog.
@@ -102,7 +120,8 @@ class KeyIndex:
         ):
             list(db.execute(statement))
         db.execute(_TABLES)
-        return db
+        found = list(db.execute("SELECT version, epoch FROM contained WHERE of = ?", (self._of,)))
+        self.contained = found[0] if found else None
 
 
 def _remove(path: Path) -> None:

@@ -22,8 +22,11 @@ from headrace.model.plan import CHANGED_IN, WEIGHT, Table, View
 from headrace.stage.engine import Engine
 from headrace.stage.fold import partials_of
 
-ENTRIES = pa.schema([("key", pa.string()), ("live", pa.bool_()), ("row", pa.string())])
-"""What an index keeps of a key: its text, whether it has a row, and the columns kept of it."""
+ENTRIES = pa.schema(
+    [("key", pa.string()), ("live", pa.bool_()), ("row", pa.string()), ("epoch", pa.int64())]
+)
+"""What an index keeps of a key: its text, whether it has a row, the columns kept of it, and the
+epoch since which it is so."""
 
 _KEY, _LIVE = '"old key"', '"old live"'
 _TEXT = '"key text"'
@@ -94,7 +97,8 @@ class Apply:
         texts = ", ".join(f"CAST({quoted(c.name)} AS VARCHAR)" for c in self.kept)
         sql = (
             f"SELECT {self.key_sql} AS key, {WEIGHT} = 1 AS live, "
-            f"CAST(to_json([{texts}]) AS VARCHAR) AS row FROM changes WHERE {WEIGHT} >= 0 "
+            f"CAST(to_json([{texts}]) AS VARCHAR) AS row, {CHANGED_IN} AS epoch "
+            f"FROM changes WHERE {WEIGHT} >= 0 "
             f"QUALIFY row_number() OVER (PARTITION BY {self.key_sql} ORDER BY {CHANGED_IN} DESC) "
             "= 1 ORDER BY 1"
         )
