@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from owning import Crash, Place, append, checked, opened, with_options
-from test_keyed import Sent, assert_holds, plan_of, send
+from test_keyed import Sent, Thing, assert_holds, plan_of, send
 
 from headrace import Pipeline, Record
 from headrace.model import failpoint
@@ -112,6 +112,51 @@ def test_what_was_not_followed_for_long_begins_anew_where_the_files_are_gone(
         place.epoch()
         place.publish()
         assert_holds(place, rows)
+
+
+def things(columns: str, *views: str) -> Plan:
+    pipe = Pipeline("things")
+    topic = pipe.topic("things", Thing, partitions=1, key="key", store=False)
+    sql = f"SELECT {columns} FROM things"
+    pipe.table("held", {topic: sql}, key="key", version="version")
+    for name in views:
+        pipe.view(name, f"SELECT {name}, count(*) AS c FROM held GROUP BY {name}")
+    return checked(pipe)
+
+
+def test_columns_that_are_added_take_nothing_away(tmp_path: Path) -> None:
+    with opened(tmp_path, things("key, version, n", "n")) as place:
+        for number in range(4):
+            changed(place, number)
+        place.epoch()
+        place.publish()
+        before = place.tables.snapshot("tables/held")
+        place.begin(things("kind, key, x, version, n", "n", "kind", "x"))
+        after = place.tables.snapshot("tables/held")
+        # What readers are told of how far it has come.
+        assert after.metadata["epoch"] == before.metadata["epoch"] == "1"
+        assert after.version > before.version
+        changed(place, 4)
+        place.epoch()
+        place.publish()
+        told = sorted((r["key"], r["kind"], r["x"], r["n"]) for r in held_rows(place))
+        assert told == [("a", "red", 1.0, 4), ("b", None, None, 3)]
+        assert counts(place, "kind") == {"red": 1, None: 1}
+        assert counts(place, "x") == {1.0: 1, None: 1}
+        assert counts(place, "n") == {3: 1, 4: 1}
+        changed(place, 5)
+        place.epoch()
+        place.publish()
+        assert counts(place, "kind") == {"red": 2}
+        assert counts(place, "x") == {1.0: 2}
+
+
+def held_rows(place: Place) -> list[dict[str, object]]:
+    return place.rows("tables/held").to_pylist()
+
+
+def counts(place: Place, view: str) -> dict[object, object]:
+    return {row[view]: row["c"] for row in place.rows(f"views/{view}").to_pylist()}
 
 
 class Item(Record):
