@@ -1,6 +1,7 @@
 """The index of old rows: what each key of a keyed table holds now, on local disk.
 
-A cache of the changelog, which says which of its versions it contains. It is written after the
+A cache of the changelog, which says which of its versions, and which epoch, it contains. Each entry
+has the epoch that made it, so that files may be taken in in any order. It is written after the
 changelog's commit: behind it, the commits since are applied; ahead of it, of another table or of
 other columns, damaged or gone, it is made again from the changelog. SQLite keeps it whole through a
 power cut, if perhaps at an older version, which is then behind.
