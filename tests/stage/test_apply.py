@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from headrace.define.types import quoted
 from headrace.model.plan import Column, Keyed, StatePart, Table, View
-from headrace.stage.apply import ENTRIES, Apply, squeezed
+from headrace.stage.apply import ENTRIES, Apply, still_said
 from headrace.stage.engine import Engine
 
 ENGINE = Engine(threads=1)
@@ -153,6 +153,22 @@ def test_values_whose_texts_joined_are_the_same_are_other_keys() -> None:
     assert len(apply.keys(rows)) == len(pairs)
 
 
+def epochs_of(apply: Apply, changes: pa.Table) -> list[int]:
+    """Return for each row the epoch that an index with all of them has for its key."""
+    entries = apply.entries(changes)
+    newest = dict(zip(*(entries.column(c).to_pylist() for c in ("key", "epoch")), strict=True))
+    texts = ENGINE.query(f"SELECT {apply.key_sql} AS k FROM changes", {"changes": changes})
+    return [newest[text] for text in texts.column("k").to_pylist()]
+
+
+def test_what_the_index_does_not_have_yet_is_kept() -> None:
+    apply = apply_of(Column("id", "BIGINT"), Column("v", "BIGINT"), reads=(), key=("id",))
+    rows = pa.table({"id": [1, 2], "v": [1, 1], "event_id": ["e", "f"]})
+    changes = apply.changes(rows.append_column("_offset", pa.array([0, 1])), NO_ENTRIES, 5)
+    assert still_said(changes, [None, 4]).num_rows == 2
+    assert still_said(changes, [5, 6]).column("id").to_pylist() == [1]
+
+
 @pytest.mark.parametrize("name", ["live", "row", "key", "k", "l", "old", "rows", "held", "changes"])
 def test_a_key_may_have_any_name(name: str) -> None:
     apply = apply_of(
@@ -162,7 +178,7 @@ def test_a_key_may_have_any_name(name: str) -> None:
     changes = apply.changes(rows, NO_ENTRIES, 1)
     entries = apply.entries(changes)
     assert entries.column("key").to_pylist() == ['["a"]', '["b"]', '["c"]']
-    assert squeezed((name,), changes, ENGINE).num_rows == 3
+    assert still_said(changes, epochs_of(apply, changes)).num_rows == 3
     newer = rows.set_column(1, "v", pa.array([2, 3, 4]))
     again = apply.changes(newer, entries, 2)
     assert sorted(again.column("_weight").to_pylist()) == [-1, -1, -1, 1, 1, 1]
@@ -191,7 +207,7 @@ def test_the_greater_version_holds_and_none_is_the_oldest(name: str, *, same_epo
         changes = [first, apply.changes(made[1], apply.entries(first), 2)]
     together = pa.concat_tables(changes)
     assert sum(together.column("_weight").to_pylist()) == len(ranks)
-    left = squeezed(("id",), together, ENGINE)
+    left = still_said(together, epochs_of(apply, together))
     holds = dict(zip(*(left.column(c).to_pylist() for c in ("id", "event_id")), strict=True))
     assert holds == {i: "e1" if then >= now else "e0" for i, (now, then) in enumerate(ranks)}
 

@@ -23,6 +23,8 @@ _CACHE_KB = 64 << 10
 _CHECKPOINT_PAGES = 16_384
 """Pages of 4 KiB that the write-ahead log may grow to before it goes into the file: 64 MiB."""
 
+_LOOKED_UP_AT_ONCE = 10_000
+
 _PUT = (
     "INSERT INTO entries VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE "
     "SET live = excluded.live, row = excluded.row, epoch = excluded.epoch "
@@ -93,9 +95,19 @@ class KeyIndex:
                 self._db.execute("INSERT INTO contained VALUES (?, ?, ?)", (self._of, *contained))
         self.contained = contained
 
-    def count(self) -> int:
-        """Return how many keys there are, deleted ones among them."""
-        return int(next(iter(self._db.execute("SELECT count(*) FROM entries")))[0])
+    def epochs(self, keys: Sequence[str]) -> list[int | None]:
+        """Return for each key the epoch of its entry, None without one; from any thread."""
+        sql = "SELECT key, epoch FROM carray(?) AS wanted CROSS JOIN entries ON key = wanted.value"
+        found: dict[str, int] = {}
+        flags = apsw.SQLITE_OPEN_READONLY
+        with (
+            _as_unavailable(self._path),
+            contextlib.closing(apsw.Connection(str(self._path), flags=flags)) as db,
+        ):
+            for start in range(0, len(keys), _LOOKED_UP_AT_ONCE):
+                some = tuple(keys[start : start + _LOOKED_UP_AT_ONCE])
+                found.update(db.execute(sql, (apsw.carray(some),)))
+        return [found.get(key) for key in keys]
 
     def close(self) -> None:
         """Release the file."""

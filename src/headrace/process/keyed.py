@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ from headrace.model.tables import DataFile, Snapshot, Table, Tables
 from headrace.process.follow import commits_since
 from headrace.process.key_index import KeyIndex
 from headrace.process.keyed_table import KeyedTable
-from headrace.stage.apply import ENTRIES, Apply
+from headrace.stage.apply import ENTRIES, Apply, still_said
 from headrace.stage.engine import Engine
 
 _KEPT = "headrace#kept "
@@ -117,6 +118,14 @@ class KeyedTables:
     def table(self, name: str) -> KeyedTable:
         """Return the published side of a keyed table."""
         return self._keyed[name].table
+
+    def still_said(self, name: str, changes: pa.Table) -> pa.Table:
+        """Return the rows of a changelog that are still of use; from housekeeping's thread."""
+        keyed = self._keyed[name]
+        with closing(Engine(threads=1)) as engine:
+            sql = f"SELECT {keyed.apply.key_sql} AS k FROM changes"
+            texts = engine.query(sql, {"changes": changes}).column("k").to_pylist()
+        return still_said(changes, keyed.index.epochs(texts))
 
     def slowest_version(self, name: str) -> int | None:
         """Return the oldest version of a changelog still needed here; None if not keyed."""

@@ -145,17 +145,16 @@ def partials_of_changes(view: View, changes: pa.Table, engine: Engine) -> dict[s
     }
 
 
-def squeezed(key: Sequence[str], changes: pa.Table, engine: Engine) -> pa.Table:
+def still_said(changes: pa.Table, epochs: Sequence[int | None]) -> pa.Table:
     """Return those of a changelog's rows that still say something once all followers are past them.
 
-    What holds is the newest row of a key of weight 0 or +1; whoever starts over asks for nothing
-    else, so older ones and those of weight -1 are left out.
+    `epochs` are those of the index's entries for the rows' keys. What holds is the newest row of a
+    key of weight 0 or +1; whoever starts over asks for nothing else, so those that came before an
+    entry and those of weight -1 are left out. The index may not yet have what was committed last.
     """
-    sql = (
-        f"SELECT * FROM changes WHERE {WEIGHT} >= 0 QUALIFY row_number() OVER "
-        f"(PARTITION BY {key_text(key)} ORDER BY {CHANGED_IN} DESC) = 1"
-    )
-    return engine.query(sql, {"changes": changes}).cast(changes.schema)
+    newest = pa.array(epochs, pa.int64())
+    is_newest = pc.fill_null(pc.greater_equal(changes.column(CHANGED_IN), newest), fill_value=True)
+    return changes.filter(pc.and_(pc.greater_equal(changes.column(WEIGHT), 0), is_newest))
 
 
 def key_text(key: Sequence[str]) -> str:
