@@ -174,10 +174,11 @@ def held(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_kills_while_changes_and_deletions_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_kills_while_changes_and_deletions_are_found(tmp_path: Path, partitions: int) -> None:
     chance = random.Random(SEED)
     with services(records={SERVICE: 3_000}) as running:
-        write_pipeline(tmp_path, running.idigbio, page_size=100, interval_s=0)
+        write_pipeline(tmp_path, running.idigbio, 100, interval_s=0, partitions=partitions)
         with Run(tmp_path, only="collect"):
             for version in range(KILLS):
                 running.remove(SERVICE, chance.sample(running.keys(SERVICE), 40))
@@ -209,7 +210,8 @@ def drain_sources_off(folder: Path) -> None:
     drain(folder)
 
 
-def test_a_sweep_completes_though_the_service_is_unwell(tmp_path: Path) -> None:
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_a_sweep_completes_though_the_service_is_unwell(tmp_path: Path, partitions: int) -> None:
     with services(records={SERVICE: 2_000}) as running:
         running.fail("too_many_requests", after=3, requests=3, retry_after_s=1)
         running.fail("status", status=500, after=8, requests=2)
@@ -217,13 +219,39 @@ def test_a_sweep_completes_though_the_service_is_unwell(tmp_path: Path) -> None:
         running.fail("cut", after=12, requests=1)
         running.fail("html", after=13, requests=1)
         running.fail("reset", after=14, requests=1)
-        write_pipeline(tmp_path, running.idigbio, page_size=100)
+        write_pipeline(tmp_path, running.idigbio, page_size=100, partitions=partitions)
         with Run(tmp_path):
             until(lambda: is_complete(tmp_path, 1), "the sweep completes", 120)
         check_polite(running, repeated_max=0)
         faults = running.report().services[SERVICE].faults
-        truth = {r["uuid"]: r for r in running.truth(SERVICE)}
     assert set(faults) == {"too_many_requests", "status", "truncated", "cut", "html", "reset"}
-    records = logged(tmp_path)
+    check_all_is_logged(tmp_path, running)
+
+
+@pytest.mark.slow
+def test_a_sweep_completes_though_it_was_to_wait_for_a_minute(tmp_path: Path) -> None:
+    with services(records={SERVICE: 2_000}) as running:
+        write_pipeline(tmp_path, running.idigbio, page_size=100, partitions=3)
+        # Two waits of half a minute fill it, and do not make the pauses after it long.
+        running.fail("too_many_requests", path="search", seconds=60, retry_after_s=30)
+        running.fail("status", path="search", status=500, requests=2)
+        running.fail("truncated", path="search", requests=1)
+        with Run(tmp_path):
+            until(lambda: is_complete(tmp_path, 1), "the sweep completes", 240)
+        check_polite(running, repeated_max=0)
+        asked = [e for e in running.requests() if e.service == SERVICE]
+    refused = [e for e in asked if e.fault == "too_many_requests"]
+    others = [e.fault for e in asked if e.fault not in {None, "too_many_requests"}]
+    assert others == ["status", "status", "truncated"]
+    after = next(e for e in asked if e.at_s > refused[-1].at_s)
+    assert after.at_s - refused[0].at_s >= 60
+    assert len(refused) <= 3
+    check_all_is_logged(tmp_path, running)
+
+
+def check_all_is_logged(folder: Path, running: Services) -> None:
+    """Check that the log has each of the service's records once."""
+    truth = {r["uuid"]: r for r in running.truth(SERVICE)}
+    records = logged(folder)
     assert len(records) == len(truth)
     assert {key: value for key, value, _ in records} == truth
