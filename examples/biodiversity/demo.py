@@ -72,8 +72,9 @@ class OldUser:
         return self._get("/count", by=by, token=self.token)
 
     def show_around(self) -> None:
-        """Print what else may be asked, with a token for it."""
-        token = self._owner_token
+        """Print what else may be asked, with a token that reads for a while."""
+        token = self.token
+        console.print(f"  curl '{self._url}/getToken'", markup=False)
         for path in ("/listSources", "/count?by=species"):
             sign = "&" if "?" in path else "?"
             console.print(f"  curl '{self._url}{path}{sign}token={token}'", markup=False)
