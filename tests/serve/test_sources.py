@@ -74,7 +74,7 @@ def test_from_added_to_removed(client):
 
 def test_progress_is_listed(client, world):
     told = Progress("own", "running", sweep=2, records_in_all=90, remaining=30, records_per_s=1.5)
-    told.eta_s, told.waiting_for = 20.0, "the service"
+    told.eta_s, told.waiting_for = 20.0, "the <service>"
     (world.layout.run / PROGRESS_FILE).write_bytes(msgspec.json.encode([told]))
     world.log.put_if("source/own/cursor", 0, b'{"records": 60, "pages": 2}')
     (own,) = client.get(SOURCES).json()["sources"]
@@ -84,7 +84,7 @@ def test_progress_is_listed(client, world):
     assert client.get(f"{SOURCES}/own").json() == own
     page = client.get("/").text
     assert "Sources" in page
-    assert "<td>the service</td>" in page
+    assert "own: the &lt;service&gt;" in page
     missing = client.get(f"{SOURCES}/other")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_source")
 

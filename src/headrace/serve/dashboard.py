@@ -160,17 +160,18 @@ def _section(title: str, content: str, link: str = "") -> str:
 
 
 def _of_sources(sources: Sequence[Listed]) -> str:
-    names = ("source", "state", "sweep", "records", "remaining", "ETA, s", "goes on", "says")
+    names = ("source", "state", "sweep", "records", "remaining", "ETA, s", "goes on")
     rows = [
         (
             *(s.name, s.state, s.sweep, s.records, s.remaining),
             None if s.eta_s is None else round(s.eta_s),
             None if s.goes_on_at_us is None else rfc3339(s.goes_on_at_us // 10**6 * 10**6),
-            s.error or s.waiting_for or s.notice,
         )
         for s in sources
     ]
-    return _table(names, rows, missing="")
+    said = [(s.name, s.error or s.waiting_for or s.notice) for s in sources]
+    notes = (f'<p class="quiet">{escape(f"{name}: {words}")}</p>' for name, words in said if words)
+    return _table(names, rows, missing="") + "".join(notes)
 
 
 def _order(view: Relation) -> list[str]:
