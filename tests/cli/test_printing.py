@@ -34,6 +34,7 @@ def test_brackets_in_an_alarm_are_text(capsys):
             "waiting_for": "Expected [/b], got [bold]x",
             "alarm": "",
             "topics": {},
+            "change_topics": {},
             "tables": {},
             "sources": {},
             "accounts_close": True,

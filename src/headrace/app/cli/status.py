@@ -48,7 +48,9 @@ def status_of(layout: Layout, log: LogReader, tables: Tables) -> dict[str, Any]:
     process = _read(layout, PROCESS_FILE) or {}
     running = is_running(layout)
     plan = find_plan(layout)
-    topics = {name: _topic(log, name, row) for name in sorted(log.describe())}
+    published = set(plan.change_topics) if plan else set()
+    names = sorted(log.describe())
+    topics = {name: _topic(log, name, row) for name in names if name not in published}
     counts = msgspec.to_builtins(row.table_totals) if row else {}
     closes = all(t["closes"] for t in topics.values()) and all(map(_table_closes, counts.values()))
     return {
@@ -60,6 +62,9 @@ def status_of(layout: Layout, log: LogReader, tables: Tables) -> dict[str, Any]:
         "waiting_for": process.get("waiting_for", "") if running else "",
         "alarm": process.get("alarm", "") if running else "",
         "topics": topics,
+        "change_topics": {
+            name: {"records": sum(log.ends(name))} for name in names if name in published
+        },
         "tables": counts,
         "sources": _sources(layout, log, plan) if plan else {},
         "accounts_close": closes,
@@ -124,6 +129,7 @@ def _print(found: dict[str, Any]) -> None:
     _print_counts(
         "topic", ("appended", "decoded", "dead", "duplicates", "waiting"), found["topics"]
     )
+    _print_counts("change topic", ("records",), found["change_topics"])
     _print_counts("table", ("decoded", "rows", "filtered", "failed"), found["tables"])
     _print_counts("source", _OF_SOURCE, found["sources"])
     closes = "[green]close[/]" if found["accounts_close"] else "[bold red]do not close[/]"
