@@ -149,6 +149,12 @@ PLAN = Plan(
             ("by_host",),
         ),
         Query(
+            "/first",
+            "SELECT host FROM by_host ORDER BY host LIMIT $n",
+            (QueryParameter("n", "integer"),),
+            ("by_host",),
+        ),
+        Query(
             "/endless",
             "SELECT sum(a.range * b.range) AS n FROM range(10000000) AS a, range(10000000) AS b",
             (),

@@ -99,6 +99,8 @@ def test_a_value_that_the_query_cannot_use_is_the_askers_fault(client, sales):
     assert client.rows("/cast", x="12") == [{"x": 12}]
     assert error(client, "/cast", x="abc")["code"] == "invalid_value"
     assert error(client, "/cast", x="99999999999")["code"] == "invalid_value"
+    assert client.rows("/first", n="1") == [{"host": "a"}]
+    assert error(client, "/first", n="-1")["code"] == "invalid_value"
 
 
 def test_too_many_rows_are_refused_not_cut(shop):

@@ -93,6 +93,13 @@ class Session:
             if rows_max is not None:
                 relation = relation.limit(rows_max + 1)
             table: pa.Table = relation.to_arrow_table()
+        except duckdb.BinderException as e:
+            if not values:
+                raise failure(e) from e
+            # The statement was bound when the pipeline was checked, so it is a value that is wrong.
+            raise Invalid(
+                f"The query failed on its values: {first_line(e)}", code="invalid_value"
+            ) from e
         except duckdb.Error as e:
             raise failure(e) from e
         if rows_max is not None and table.num_rows > rows_max:
@@ -231,7 +238,7 @@ def _is_small(relation: Relation) -> bool:
 
 def failure(error: duckdb.Error) -> HeadraceError:
     """Return what an error of DuckDB's means to whoever asked."""
-    message = str(error).partition("\n\nLINE ")[0].partition("\n")[0]
+    message = first_line(error)
     if isinstance(error, duckdb.InterruptException):
         return timed_out()
     if isinstance(error, duckdb.OutOfMemoryException):
@@ -247,6 +254,11 @@ def failure(error: duckdb.Error) -> HeadraceError:
     if invalid or isinstance(error, duckdb.DataError):
         return Invalid(f"The query failed on its values: {message}", code="invalid_value")
     return Internal(f"The query failed: {message}", code="query_failed")
+
+
+def first_line(error: duckdb.Error) -> str:
+    """Return DuckDB's message without the statement that it quotes."""
+    return str(error).partition("\n\nLINE ")[0].partition("\n")[0]
 
 
 def stopping() -> Closed:
