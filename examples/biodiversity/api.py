@@ -240,8 +240,13 @@ def make_app(settings: Settings, client: httpx2.AsyncClient) -> Starlette:
         "/count": api.count,
         "/favicon.ico": api.favicon,
     }
+    routes = [Route(path, handler, methods=["GET"]) for path, handler in paths.items()]
+    for route in routes:
+        if route.path in ("/getToken", "/addSource"):
+            # They do something, which whoever only asks for the headers does not expect.
+            route.methods.discard("HEAD")
     app = Starlette(
-        routes=[Route(path, handler, methods=["GET"]) for path, handler in paths.items()],
+        routes=routes,
         exception_handlers={Refused: refused, HTTPException: unknown},
     )
     app.router.redirect_slashes = False

@@ -180,6 +180,13 @@ def test_another_method_is_refused(get):
     assert (answer.status_code, answer.json()) == (405, {"message": "Method not allowed"})
 
 
+def test_asking_for_headers_alone_does_nothing(get, played):
+    for target in ("/getToken", f"/addSource?url=http://gbif.org&token={OWNER}"):
+        assert get(target, method="HEAD", gives_tokens=True).status_code == 405
+    assert get(f"/count?by=source&token={READER}", method="HEAD").status_code == 200
+    assert [method for method, _, _ in played.asked] == ["GET"] * len(played.asked)
+
+
 def test_a_token_for_reading_is_given_where_the_owner_lets_it(get, played):
     answer = get("/getToken", gives_tokens=True)
     assert answer.json() == {"message": "Success", "token": READER}
