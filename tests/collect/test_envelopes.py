@@ -145,7 +145,13 @@ def test_many_small_gzip_members_are_bounded_together():
 
 @pytest.mark.parametrize(
     "body",
-    [b"{}", gzip.compress(b"{}", mtime=0)[:-9], gzip.compress(b"{}", mtime=0) + b"{}", b"\x1f\x8b", b"\x1f"],
+    [
+        b"{}",
+        gzip.compress(b"{}", mtime=0)[:-9],
+        gzip.compress(b"{}", mtime=0) + b"{}",
+        b"\x1f\x8b",
+        b"\x1f",
+    ],
 )
 def test_broken_gzip_is_refused(body):
     assert code_of(inflate, body, 1000) == "malformed_gzip"
