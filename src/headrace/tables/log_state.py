@@ -182,12 +182,12 @@ def is_remainder(commits: Sequence[int], checkpoints: Sequence[int]) -> bool:
 def take_apart(storage: Storage, name: str) -> None:
     """Remove a table's log entry by entry, so that it is whole or gone whenever that breaks off.
 
-    First the newest checkpoint, whose commits since the one before are all kept; after the last
-    checkpoint the oldest commit: with that the table is gone.
+    Without the checkpoints it is whole as long as its commits reach back to version 0, and gone
+    otherwise; so they go first, and then the commits, the oldest before all others.
     """
     commits, checkpoints = list_log(storage, name)
     storage.delete(log_entries.last_checkpoint_path(name))
-    for version in reversed(checkpoints):
+    for version in checkpoints:
         storage.delete(log_entries.checkpoint_path(name, version))
     for version in commits:
         storage.delete(log_entries.commit_path(name, version))
