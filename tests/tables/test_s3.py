@@ -58,14 +58,8 @@ def writer(url, s3, failpoint):
     )
 
 
-@pytest.fixture
-def environment(s3, monkeypatch):
-    for name, value in s3.environment().items():
-        monkeypatch.setenv(name, value)
-
-
 @pytest.mark.parametrize("point", [*(f"{p}:1" for p in POINTS), "delta.1:2", "delta.2:2"])
-def test_killed_at(s3, url, environment, point):
+def test_killed_at(s3, url, s3_environment, point):
     out, err = (process := writer(url, s3, f"{point}=kill")).communicate()
     assert process.returncode == -9, err or "the failpoint was not reached"
     acknowledged = int(out.split()[-1]) if out else -1
@@ -82,7 +76,7 @@ def test_killed_at(s3, url, environment, point):
 
 @pytest.mark.parametrize("point", ["delta.1:3", "compact.1", "checkpoint.1", "checkpoint.3"])
 def test_an_owner_stopped_while_another_goes_on_is_fenced_or_changes_nothing(
-    s3, url, environment, point
+    s3, url, s3_environment, point
 ):
     stopped = writer(url, s3, f"{point}=stop")
     _, status = os.waitpid(stopped.pid, os.WUNTRACED)
@@ -159,7 +153,7 @@ def test_a_file_of_many_parts_is_read_by_ranges(tables):
 
 
 @pytest.mark.parametrize("stage", ["log", "checkpoint", "compacted"])
-def test_others_read_what_we_wrote(tables, environment, stage):
+def test_others_read_what_we_wrote(tables, s3_environment, stage):
     table = tables.create(NAME, SCHEMA)
     for epoch in range(6):
         table.commit([tables.stage(NAME, rows_of(epoch))], txns={EPOCH: epoch})
