@@ -28,7 +28,7 @@ from headrace.model.letters import (
 )
 from headrace.model.log import Log, LogReader
 from headrace.model.plan import DEAD_LETTER_SCHEMA, DEAD_LETTERS
-from headrace.model.tables import TablesToRead
+from headrace.model.tables_to_read import TablesToRead
 
 
 def letters(tables: TablesToRead) -> pa.Table:

@@ -108,19 +108,6 @@ class Table(Protocol):
         """
 
 
-class TablesToRead(Protocol):
-    """The part of `Tables` that queries need; called from many threads."""
-
-    def names(self) -> list[str]:
-        """See `Tables`."""
-
-    def snapshot(self, name: str, version: int | None = None) -> Snapshot | None:
-        """See `Tables`."""
-
-    def read(self, snapshot: Snapshot, files: Sequence[DataFile] | None = None) -> pa.Table:
-        """See `Tables`."""
-
-
 class Tables(Protocol):
     """All tables of a data directory or storage prefix."""
 

@@ -22,7 +22,7 @@ from headrace.model.errors import Corrupt, HeadraceError, Internal
 from headrace.model.layout import Layout
 from headrace.model.log import Log
 from headrace.model.plan import Plan
-from headrace.model.tables import TablesToRead
+from headrace.model.tables_to_read import TablesToRead
 from headrace.serve.access import Access, scope_of
 from headrace.serve.dashboard import Dashboard, asset, dashboard_paths
 from headrace.serve.documentation import documentation_page

@@ -21,7 +21,7 @@ from headrace.model.clock import Clock, rfc3339
 from headrace.model.errors import HeadraceError
 from headrace.model.letters import Act
 from headrace.model.log import Log
-from headrace.model.tables import TablesToRead
+from headrace.model.tables_to_read import TablesToRead
 from headrace.serve.arguments import Arguments
 from headrace.serve.bodies import read_body
 from headrace.serve.endpoints import json_response
