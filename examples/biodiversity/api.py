@@ -240,13 +240,22 @@ def make_app(settings: Settings, client: httpx2.AsyncClient) -> Starlette:
     )
 
 
+async def require_tokens(settings: Settings, client: httpx2.AsyncClient) -> None:
+    """Stop unless the pipeline asks for tokens: what checks none lets everyone in."""
+    try:
+        status = (await client.get("/v1/tables")).status_code
+    except httpx2.TransportError as error:
+        raise click.ClickException(f"{settings.pipeline} does not answer: {error}") from error
+    if status != httpx2.codes.UNAUTHORIZED:
+        raise click.ClickException(
+            f"{settings.pipeline} asks for no tokens, so none could be checked"
+        )
+
+
 async def serve(settings: Settings, port: int) -> None:
     """Serve on the loopback interface until a signal."""
     async with httpx2.AsyncClient(base_url=settings.pipeline, timeout=TIMEOUT_S) as client:
-        if (await client.get("/v1/tables")).status_code != 401:  # noqa: PLR2004 - unauthorized
-            raise click.ClickException(
-                f"{settings.pipeline} asks for no tokens, so none could be checked"
-            )
+        await require_tokens(settings, client)
         server = Server(
             make_app(settings, client),
             address="127.0.0.1",

@@ -9,13 +9,22 @@ KINGDOMS = {
     "Fungi": ("fungi",),
     "Chromista": ("chromista",),
     "Protozoa": ("protozoa",),
-    "Bacteria": ("bacteria", "eubacteria"),
-    "Archaea": ("archaea", "archaebacteria"),
+    "Bacteria": (
+        *("bacteria", "eubacteria"),
+        *("bacillati", "fusobacteriati", "pseudomonadati", "thermotogati"),
+    ),
+    "Archaea": (
+        *("archaea", "archaebacteria"),
+        *("methanobacteriati", "nanobdellati", "promethearchaeati", "thermoproteati"),
+    ),
     "Viruses": ("viruses", "virus"),
     "incertae sedis": ("incertae sedis", "biota incertae sedis"),
     "not given": ("", "unknown", "unassigned", "not assigned", "undetermined", "unclassified"),
 }
-"""Bucket → what it is called, in lower case. Any other name is a bucket of its own."""
+"""Bucket → what it is called, in lower case. Any other name is a bucket of its own.
+
+Newer classifications divide bacteria and archaea into four kingdoms each (ICNP: names in -ati) and
+viruses into many (ICTV: names in -virae)."""
 
 BASES = (
     *("PRESERVED_SPECIMEN", "FOSSIL_SPECIMEN", "LIVING_SPECIMEN", "MATERIAL_SAMPLE"),
@@ -32,7 +41,7 @@ def kingdom(given: str) -> str:
     cases = " ".join(
         f"WHEN {name} IN ({_list(names)}) THEN '{bucket}'" for bucket, names in KINGDOMS.items()
     )
-    return f"CASE {cases} ELSE {capitalised(name)} END"
+    return f"CASE {cases} WHEN {name} LIKE '%virae' THEN 'Viruses' ELSE {capitalised(name)} END"
 
 
 def capitalised(name: str) -> str:

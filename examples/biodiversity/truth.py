@@ -96,6 +96,8 @@ def bucket(source: str, record: Json) -> str:
         return "not given"
     if name in {"incertae sedis", "biota incertae sedis"}:
         return "incertae sedis"
+    if name.endswith("virae"):
+        return "Viruses"
     others = {
         "metazoa": "Animalia",
         "viridiplantae": "Plantae",
@@ -103,6 +105,12 @@ def bucket(source: str, record: Json) -> str:
         "eubacteria": "Bacteria",
         "archaebacteria": "Archaea",
         "virus": "Viruses",
+        **dict.fromkeys(
+            ("bacillati", "fusobacteriati", "pseudomonadati", "thermotogati"), "Bacteria"
+        ),
+        **dict.fromkeys(
+            ("methanobacteriati", "nanobdellati", "promethearchaeati", "thermoproteati"), "Archaea"
+        ),
     }
     return others.get(name, name[:1].upper() + name[1:])
 

@@ -361,7 +361,7 @@ pipeline = Pipeline("p")
 
 class Event(Record):
     b: str
-    a: int | str
+    a: int | bool
 
 
 class Other(Record):

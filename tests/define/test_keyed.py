@@ -22,6 +22,10 @@ from headrace.stage.engine import Engine
 from headrace.stage.failing import RowSql
 
 
+class Origin(Record):
+    id: str | None = None
+
+
 class Seen(Record):
     id: str | None
     taxon: str | None = None
@@ -31,6 +35,7 @@ class Seen(Record):
     tags: list[str] | None = None
     seen_at: datetime | None = None
     price: Decimal | None = field(digits=(10, 2), default=None)
+    origin: Origin | None = None
 
 
 def outcome(declare: Callable[..., object], **topic: object) -> Plan | list[Problem]:
@@ -189,6 +194,22 @@ SPREAD = {
         "SELECT CAST(number AS VARCHAR) AS k FROM seen",
         "k",
         True,
+    ),
+    "by the field of the topic": (3, "id", "SELECT seen.id AS k FROM seen", "k", True),
+    "by the field of an alias": (3, "id", "SELECT S.id AS k FROM seen AS s", "k", True),
+    "by a field of the same name inside another": (
+        3,
+        "id",
+        "SELECT origin.id AS k FROM seen",
+        "k",
+        False,
+    ),
+    "by one inside another of the topic": (
+        3,
+        "id",
+        "SELECT seen.origin.id AS k FROM seen",
+        "k",
+        False,
     ),
     "by what is made of the field": (3, "id", "SELECT lower(id) AS id FROM seen", "id", False),
     "by a part of the key": (3, "taxon", "SELECT id, taxon FROM seen", ["id", "taxon"], True),

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 
 import httpx2
 import pytest
 from run_example import ROOT, Run, headrace, told, until
 
+from headrace.app.pipeline_file import require_plan
+from headrace.app.registry import options_at_run_time
+from headrace.control.sources import Request, add
+from headrace.log.embedded import EmbeddedLog
+from headrace.model.clock import ManualClock
+from headrace.model.errors import Invalid
 from headrace.testing.services import services
 
 PIPELINE = ROOT / "examples" / "biodiversity" / "pipeline.py"
@@ -147,7 +154,8 @@ def test_what_is_gone_or_identified_anew_leaves_its_counts(client, running):
 
 
 def test_a_private_address_is_refused_without_the_owners_switch(running, tmp_path):
-    with Run(PIPELINE, tmp_path / "data") as run:
-        answer = Client(run).follow("gbif", running.gbif)
-    assert answer.status_code == 400, answer.text
-    assert "private" in answer.text
+    plan, clock = require_plan(PIPELINE), ManualClock()
+    wanted = Request("gbif", "gbif", "gbif", {"url": running.gbif})
+    with closing(EmbeddedLog(tmp_path, clock)) as log, pytest.raises(Invalid) as refused:
+        add(plan, log, options_at_run_time, wanted, clock)
+    assert refused.value.code == "loopback_address"

@@ -93,12 +93,15 @@ def headrace(folder: Path, *words: object, status: int = 0) -> str:
 class Run:
     """`headrace run pipeline.py` of a folder, as a process in the background."""
 
-    def __init__(self, folder: Path, data: str = "data", port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, data: str = "data", port: int | None = None, only: str | None = None
+    ) -> None:
         self.data = folder / data
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._said = folder / f"said-{time.monotonic_ns()}"
         words = ["run", "pipeline.py", "--data", data, "--port", str(self.port)]
+        words += [] if only is None else ["--only", only]
         with self._said.open("wb") as said:
             self.process = subprocess.Popen([HEADRACE, *words], cwd=folder, stderr=said)
 

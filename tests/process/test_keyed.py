@@ -26,7 +26,7 @@ from headrace import Pipeline, Record, tumbling
 from headrace.define.view_sql import plain_sql
 from headrace.model.batch import Batch
 from headrace.model.plan import Plan
-from headrace.process import keyed_table
+from headrace.process import housekeeping, keyed_table
 from headrace.process.housekeeping import Housekeeper
 from headrace.stage.engine import Engine
 
@@ -225,6 +225,32 @@ def test_a_view_that_is_new_begins_with_the_table(place: Place) -> None:
     place.epoch()
     place.begin(whole)
     rows.append(send(place, Sent("b", 9, None, None, None, gone=True), 10))
+    place.epoch()
+    place.publish()
+    assert_holds(place, rows)
+
+
+def test_a_changelog_is_bounded_by_what_its_table_holds(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "CHANGELOG_BYTES", 1)
+    monkeypatch.setattr(housekeeping, "CHANGELOG_ROWS_MIN", 5)
+    rows, most = [], 0
+    keeper = Housekeeper(place.owner, nullcontext)
+    for number in range(40):
+        sent = Sent("abc"[number % 3], number, "red", number, None, gone=number % 5 == 0)
+        rows.append(send(place, sent, number))
+        place.epoch()
+        place.publish()
+        keeper.tables()
+        files = place.owner.table("changes/held").snapshot.files
+        most = max(most, sum(file.rows for file in files))
+    assert most < 2 * 3 + 5 + 6
+    assert_holds(place, rows)
+    place.owner.close()
+    shutil.rmtree(place._root / "run" / "keys")
+    place.begin()
+    rows.append(send(place, Sent("a", 99, "green", 1, None, gone=False), 99))
     place.epoch()
     place.publish()
     assert_holds(place, rows)

@@ -41,6 +41,7 @@ class Feed:
     def __init__(self, name, opened, fault, last):
         self.name, self.opened, self.fault, self.last = name, opened, fault, last
         self.closed = threading.Event()
+        self.rests = False
 
     def open(self, cursor):
         at = json.loads(cursor) if cursor else 0
@@ -55,6 +56,9 @@ class Feed:
             yield Page(records, str(at).encode(), done=is_last, progress=(at, self.last))
             if is_last:
                 return
+            if self.name == "follows" and at > 2:
+                self.rests = True
+                self.closed.wait()
 
     def close(self):
         self.closed.set()
@@ -331,6 +335,23 @@ def test_until_idle_waits_for_all_that_can_be_done(world):
         process.thread.join(DEADLINE_S)
         states = {p.name: p.state for p in process.ended}
     assert states == {"s": "done", "bad": "failed", "still": "paused", "held": "done"}
+
+
+def test_a_source_that_rests_until_its_next_sweep_is_idle(world):
+    until_idle = threading.Event()
+    until_idle.set()
+    world.add("follows")
+    with world.pulling(until_idle=until_idle) as process:
+        process.thread.join(DEADLINE_S)
+        assert not process.thread.is_alive()
+    assert world.numbers("follows") == [0, 1, 2]
+
+
+def test_a_source_that_rests_does_not_end_a_run(world):
+    world.add("follows")
+    with world.pulling() as process:
+        until(lambda: process.state("follows") == "resting")
+        assert process.thread.is_alive()
 
 
 def test_a_run_to_which_nothing_can_be_added_ends_when_all_is_done(world):

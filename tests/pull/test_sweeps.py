@@ -152,6 +152,31 @@ def test_a_log_that_is_unavailable_at_any_step_changes_nothing(tmp_path, monkeyp
             assert report.done
 
 
+def test_an_append_that_lands_late_is_not_taken_for_the_one_after_it(bench):
+    late = []
+    append = bench.faulty.append
+
+    def lands_late(*args):
+        if not late:
+            late.append(args)
+            raise Unavailable("did not answer in time")
+        bench.log.append(*late[0])
+        bench.faulty.append = append
+        return append(*args)
+
+    bench.faulty.append = lands_late
+
+    class Changing(Scripted):
+        def _record(self, key, version):
+            return super()._record(key, version + len(late))
+
+    with pytest.raises(Fenced):
+        bench.run(Changing({"a": 1}, {"a": 1}))
+    assert [value["v"] for _, value, _ in bench.records()] == [1]
+    assert bench.run(Changing({"a": 1}, {"a": 1})).done
+    assert folded(bench.records()) == {"a": 2}
+
+
 VERSIONS = st.dictionaries(st.sampled_from("abcdefghij"), st.integers(1, 3), max_size=10)
 SWEEPS = st.lists(st.tuples(VERSIONS, st.booleans()), min_size=1, max_size=5)
 

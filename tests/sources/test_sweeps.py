@@ -193,15 +193,20 @@ def test_opened_between_two_sweeps_it_waits_for_the_rest(gone_s, rest_s):
     assert clock.monotonic_s() - opened_s == pytest.approx(rest_s + 1.0)
 
 
-def test_closing_ends_the_wait():
+def test_it_says_that_it_rests_and_closing_ends_the_wait():
     source = Shelf(letters(4), SystemClock(), interval_s=10_000.0)
     pages = source.open(None)
-    source.clock = ManualClock()
     while not next(pages).sweep_done:
         pass
-    source.clock = SystemClock()
-    threading.Timer(0.05, source.close).start()
+    rested = []
+
+    def look_and_close():
+        rested.append(source.rests)
+        source.close()
+
+    threading.Timer(0.05, look_and_close).start()
     assert list(pages) == []
+    assert (rested, source.rests) == ([True], False)
 
 
 # --- the cursor

@@ -60,7 +60,7 @@ EXACT = {
     ),
     "expressions": (
         """SELECT lower(kind) AS k, n > 1 AS big, round(avg(small), 2) AS a, sum(n) / count(*) AS r,
-           count(*) AS c, c * 2 AS twice, coalesce(max(n), 0) - min(n) AS span
+           count(*) AS c, c * 2 AS twice, coalesce(max(small), 0) - min(small) AS span
            FROM events WHERE host <> 'b' OR host IS NULL GROUP BY k, 2 HAVING c > 1""",
         None,
     ),

@@ -52,6 +52,7 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
             log.delete(topic.name)
             log.create(topic.name, topic.partitions)
         owner.ledger.append(restored_row(owner.ledger.last, clock))
+        owner.close()
     # 4
     (layout.root / backup.COMPLETE).unlink()
     return owner.ledger.epoch

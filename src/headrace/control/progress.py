@@ -22,9 +22,18 @@ STALE_S = 10.0
 """Older than this, the file tells nothing of what runs: it is written each second."""
 
 State = Literal[
-    "running", "waiting", "paused", "done", "failed", "leased elsewhere", "starting", "stopped"
+    "running",
+    "waiting",
+    "resting",
+    "paused",
+    "done",
+    "failed",
+    "leased elsewhere",
+    "starting",
+    "stopped",
 ]
-"""`waiting`: for the service, the log or the next sweep. `stopped`: no pull role runs."""
+"""`waiting`: for the service or the log. `resting`: until the next sweep is due. `stopped`: no pull
+role runs."""
 
 
 class Progress(msgspec.Struct):

@@ -161,16 +161,22 @@ def _spread_by(select: RowSelect, topic: Topic) -> set[str]:
     fields = {KEY_COLUMN}
     if topic.schema and topic.key_field:
         fields |= {f.name.lower() for f in topic.schema.fields if f.alias == topic.key_field}
+    alias = str(select.tree["from_table"].get("alias") or select.topic)
     pairs = zip(select.tree["select_list"], select.outputs, strict=True)
-    return {KEY_COLUMN, *(name for item, (name, _) in pairs if _field_of(item) in fields)}
+    return {KEY_COLUMN, *(name for item, (name, _) in pairs if _field_of(item, alias) in fields)}
 
 
-def _field_of(item: Node) -> str | None:
-    """Return the field that an item is, as it is or as text; None if it is something else."""
+def _field_of(item: Node, alias: str) -> str | None:
+    """Return the field that an item is, as it is or as text; None if it is something else.
+
+    A name before it is that of the relation, or else of a struct that the field is inside of.
+    """
     if item.get("class") == "CAST" and item["type_expr"].get("type_name") == "VARCHAR":
         item = item["child"]
     names = item.get("column_names") if item.get("class") == "COLUMN_REF" else None
-    return str(names[-1]).lower() if names else None
+    if not names or [str(n).lower() for n in names[:-1]] not in ([], [alias.lower()]):
+        return None
+    return str(names[-1]).lower()
 
 
 def mark_of(keyed: Keyed) -> str:

@@ -110,6 +110,9 @@ class Source(Protocol):
 class Swept(Source, Protocol):
     """A source that sweeps: what `pull` asks of it beside pages. Called from the same thread."""
 
+    rests: bool
+    """Whether it waits for the time of its next sweep; may be read from any thread."""
+
     def deletion(self, key: bytes) -> bytes:
         """Return the value of a record that says that `key` is gone: valid, and no more than it."""
 

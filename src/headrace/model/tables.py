@@ -95,7 +95,7 @@ class Table(Protocol):
     def added_since(self, version: int) -> list[AddedFiles] | None:
         """Return what each commit after `version` added, oldest first.
 
-        None if some of those commits are no longer kept: rebuild from the snapshot.
+        None if some of those commits or their files are no longer kept: rebuild from the snapshot.
         """
 
     def checkpoint(self, keep_log_s: float) -> None:

@@ -9,29 +9,31 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, suppress
 
 import msgspec
 import pyarrow as pa
 
 from headrace.model.errors import Unavailable
 from headrace.model.failpoint import failpoint
-from headrace.model.plan import LEDGER, Keyed
+from headrace.model.plan import LEDGER
 from headrace.model.tables import Table
 from headrace.process.commit import make_visible, plan_text
 from headrace.process.known_ids import expire_ids
 from headrace.process.ledger import FileChange, LedgerRow, expire
 from headrace.process.owner import Owner
 from headrace.process.ranges import partition_key
-from headrace.stage.apply import squeezed
-from headrace.stage.engine import Engine
-from headrace.tables.compact import TARGET_BYTES, compact, plan_compaction
+from headrace.tables.compact import compact, plan_compaction
 from headrace.tables.expire import expire_rows
 
 BESIDE_EVERY_S = 1.0
 """How often the thread looks for tables with too many files or commits."""
 CHANGELOG_BYTES = 32 << 20
 """How large a file of a changelog becomes: its rows are in memory while they are looked through."""
+CHANGELOG_ROWS_MIN = 10_000
+"""A changelog with no more rows than this beyond twice its table's is left alone."""
+LOOK_AGAIN = 1.25
+"""A file is looked through again once its changelog has this many times the rows."""
 ORPHAN_AGE_US = 3600 * 1_000_000
 """A file staged so long before the last epoch was committed belongs to none under way."""
 
@@ -48,7 +50,9 @@ class Housekeeper:
         self._owner = owner
         self._gate = gate
         self._options = owner.plan.options
-        self._keyed = {t.storage: t.keyed for t in owner.plan.tables if t.keyed}
+        self._changelogs = {t.storage for t in owner.plan.tables if t.keyed}
+        self._looked_through: dict[str, int] = {}
+        """File of a changelog → rows that the whole of it had when the file was looked through."""
         self._checkpointed: dict[str, int] = {}
         self._next_tidy_s = owner.clock.monotonic_s() + self._options.tidy_every_s
         self._next_retention_s = owner.clock.monotonic_s()
@@ -103,36 +107,54 @@ class Housekeeper:
     def tables(self) -> None:
         """Compact and checkpoint every table that needs it."""
         for name, table in [*self._owner.opened.items(), (LEDGER, self._owner.ledger.table)]:
-            self.compact(name, table)
+            if name in self._changelogs:
+                self.squeeze(name, table)
+            else:
+                self.compact(name, table)
             self.checkpoint(name, table)
 
     def compact(self, name: str, table: Table) -> None:
         """Make many small files of a table one, when there are too many."""
         if len(table.snapshot.files) <= self._options.table_files_max:
             return
-        keyed = self._keyed.get(name)
-        groups = plan_compaction(
-            table.snapshot,
-            files_max=self._options.table_files_max,
-            target_bytes=CHANGELOG_BYTES if keyed else TARGET_BYTES,
-        )
+        groups = plan_compaction(table.snapshot, files_max=self._options.table_files_max)
         txn, lock = self._owner.files_txn(name), self._owner.lock
-        squeeze = self._squeeze(keyed) if keyed else None
         for group in groups:
-            compact(self._owner.tables, table, group, txn=txn, lock=lock, squeeze=squeeze)
+            compact(self._owner.tables, table, group, txn=txn, lock=lock)
 
-    def _squeeze(self, keyed: Keyed) -> Callable[[pa.Table], pa.Table]:
-        """Return what leaves out rows of a changelog that say nothing any more.
+    def squeeze(self, name: str, table: Table) -> None:
+        """Leave rows of a changelog out that say nothing any more.
 
-        Followers that are behind read the commits of the original files, which stay until the
-        slowest is past them.
+        Small files are made one without them; of the large ones at most one a round is looked
+        through, while the changelog has many more rows than its table, and written again if more
+        than half of it is of no use. Followers that are behind read the commits of the original
+        files, which stay until the slowest is past them.
         """
+        owner, keyed = self._owner, name.partition("/")[2]
+        files, files_max = table.snapshot.files, self._options.table_files_max
+        txn, lock = owner.files_txn(name), owner.lock
 
-        def squeeze(changes: pa.Table) -> pa.Table:
-            with closing(Engine(threads=1)) as engine:
-                return squeezed(keyed.key, changes, engine)
+        def living(changes: pa.Table) -> pa.Table:
+            return owner.keyed.still_said(keyed, changes)
 
-        return squeeze
+        def living_if_few(changes: pa.Table) -> pa.Table | None:
+            kept = living(changes)
+            return kept if kept.num_rows * 2 <= changes.num_rows else None
+
+        if len(files) > files_max:
+            bounds = {"files_max": files_max, "target_bytes": CHANGELOG_BYTES}
+            for group in plan_compaction(table.snapshot, **bounds):
+                compact(owner.tables, table, group, txn=txn, lock=lock, squeeze=living)
+        rows = sum(file.rows for file in files)
+        held = sum(file.rows for file in owner.keyed.table(keyed).snapshot.files)
+        if rows < 2 * held + CHANGELOG_ROWS_MIN:
+            return
+        large = (f for f in table.snapshot.files if f.size_bytes > CHANGELOG_BYTES // 2)
+        for file in large:
+            if self._looked_through.get(file.path, 0) * LOOK_AGAIN <= rows:
+                self._looked_through[file.path] = rows
+                compact(owner.tables, table, [file], txn=txn, lock=lock, squeeze=living_if_few)
+                return
 
     def checkpoint(self, name: str, table: Table) -> None:
         """Write a checkpoint every so many commits, then drop old commits and unused files."""

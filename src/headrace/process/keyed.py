@@ -8,7 +8,8 @@ read, which is published when its time has come.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -20,9 +21,10 @@ from headrace.model.plan import CHANGED_IN, WEIGHT, Plan
 from headrace.model.plan import Table as PlanTable
 from headrace.model.runner import Outcome
 from headrace.model.tables import DataFile, Snapshot, Table, Tables
+from headrace.process.follow import commits_since
 from headrace.process.key_index import KeyIndex
 from headrace.process.keyed_table import KeyedTable
-from headrace.stage.apply import ENTRIES, Apply
+from headrace.stage.apply import ENTRIES, Apply, still_said
 from headrace.stage.engine import Engine
 
 _KEPT = "headrace#kept "
@@ -94,7 +96,7 @@ class KeyedTables:
             entries, staged = keyed.changed
             version = opened[keyed.spec.storage].snapshot.version
             failpoint("keyed.1")
-            keyed.index.put(entries, version)
+            keyed.index.put(entries, (version, epoch))
             keyed.table.add(staged, version, epoch)
             keyed.changed = None
 
@@ -117,20 +119,29 @@ class KeyedTables:
         """Return the published side of a keyed table."""
         return self._keyed[name].table
 
+    def still_said(self, name: str, changes: pa.Table) -> pa.Table:
+        """Return the rows of a changelog that are still of use; from housekeeping's thread."""
+        keyed = self._keyed[name]
+        with closing(Engine(threads=1)) as engine:
+            sql = f"SELECT {keyed.apply.key_sql} AS k FROM changes"
+            texts = engine.query(sql, {"changes": changes}).column("k").to_pylist()
+        return still_said(changes, keyed.index.epochs(texts))
+
     def slowest_version(self, name: str) -> int | None:
         """Return the oldest version of a changelog still needed here; None if not keyed."""
         keyed = self._keyed.get(name)
         if keyed is None:
             return None
-        return min(keyed.table.contained.version, keyed.index.version or 0)
+        version, _ = keyed.index.contained or (0, 0)
+        return min(keyed.table.contained.version, version)
 
     def maintain(self, opened: Mapping[str, Table]) -> None:
         """Do at most one checkpoint and clean-up; name versions that brought no rows."""
         for keyed in self._keyed.values():
-            version = opened[keyed.spec.storage].snapshot.version
+            log = opened[keyed.spec.storage].snapshot
             if not keyed.table.is_behind:
-                keyed.index.put(ENTRIES.empty_table(), version)
-                keyed.table.name_contained(version)
+                self._name_contained(keyed, log)
+                keyed.table.name_contained(log.version)
         for keyed in self._keyed.values():
             if keyed.table.maintain():
                 return
@@ -147,26 +158,27 @@ class KeyedTables:
         Entries of a plan whose views read other columns are of no use: `KeyIndex` is told so.
         """
         log = changelog.snapshot
-        version = keyed.index.version
-        added = changelog.added_since(version) if version is not None else None
-        if version is None or version > log.version or added is None:
+        version, epoch = keyed.index.contained or (None, 0)
+        added = commits_since(changelog, version, epoch, self._epoch_txn(keyed))
+        if added is None:
             keyed.index.clear()
-            self._fill(keyed, log, log.files)
-        else:
-            for commit in added:
-                if commit.files:
-                    self._fill(keyed, log, commit.files)
-        keyed.index.put(ENTRIES.empty_table(), log.version)
+        for file in log.files if added is None else (f for a in added for f in a.files):
+            self._fill(keyed, log, file)
+        self._name_contained(keyed, log)
 
-    def _fill(self, keyed: _Keyed, log: Snapshot, files: Sequence[DataFile]) -> None:
-        """Put the newest rows of files into an index, of which it has none that are newer.
-
-        Only the columns that entries are made of are read: it takes memory for all their rows.
-        """
+    def _fill(self, keyed: _Keyed, log: Snapshot, file: DataFile) -> None:
+        """Put the rows of a file into an index, reading only what entries are made of."""
         wanted = [*(c.name for c in keyed.apply.kept), WEIGHT, CHANGED_IN]
         schema = pa.schema([log.schema.field(name) for name in dict.fromkeys(wanted)])
-        rows = self._tables.read(msgspec.structs.replace(log, schema=schema), files)
-        keyed.index.put(keyed.apply.entries(rows), 0)
+        rows = self._tables.read(msgspec.structs.replace(log, schema=schema), [file])
+        keyed.index.put(keyed.apply.entries(rows), keyed.index.contained)
+
+    def _name_contained(self, keyed: _Keyed, log: Snapshot) -> None:
+        epoch = log.txns.get(self._epoch_txn(keyed), 0)
+        keyed.index.put(ENTRIES.empty_table(), (log.version, epoch))
+
+    def _epoch_txn(self, keyed: _Keyed) -> str:
+        return f"{self._plan.name}/{keyed.spec.storage}#epoch"
 
 
 def _adopt(changelog: Table, apply: Apply) -> int:

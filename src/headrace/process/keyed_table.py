@@ -25,6 +25,7 @@ from headrace.model.failpoint import failpoint
 from headrace.model.plan import CHANGED_IN, WEIGHT
 from headrace.model.plan import Table as PlanTable
 from headrace.model.tables import DataFile, Snapshot, Table, Tables
+from headrace.process.follow import commits_since
 from headrace.process.view_store import Contained
 from headrace.stage.apply import key_text
 from headrace.stage.engine import Engine
@@ -112,8 +113,8 @@ class KeyedTable:
         self._table = table or self._tables.create(self._name, self._schema)
         self._add_columns()
         version, epoch = self._named(log.table_id)
-        added = changelog.added_since(version) if version is not None else None
-        if version is None or version > log.version or added is None:
+        added = commits_since(changelog, version, epoch, self._epoch_txn)
+        if version is None or added is None:
             self._start_over(log)
             return
         self.contained = Contained(log.table_id, version, epoch)
@@ -189,7 +190,9 @@ class KeyedTable:
         assert self._table is not None
         have = self._table.snapshot.schema
         if new := [field for field in self._schema if field.name not in have.names]:
-            self._table.commit(schema=pa.schema([*have, *new]))
+            # What readers are told of the table's epoch is in the newest commit.
+            words = self._table.snapshot.metadata
+            self._table.commit(schema=pa.schema([*have, *new]), metadata=words)
         missing = [name for name in have.names if name not in self._schema.names]
         if missing:
             raise Invalid(

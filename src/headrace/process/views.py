@@ -25,6 +25,7 @@ from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, Invalid
 from headrace.model.plan import WEIGHT, Plan, View
 from headrace.model.tables import DataFile, Snapshot, Tables
+from headrace.process.follow import commits_since
 from headrace.process.keyed import KeyedTables
 from headrace.process.keyed_table import KeyedTable
 from headrace.process.view_store import Contained, ViewStore
@@ -110,8 +111,9 @@ class MaintainedView:
         stored = self.store.contained(snapshot.table_id)
         added = None
         kept_since = self._keyed.kept_since if self._keyed else 0
-        if stored is not None and kept_since <= stored.version <= snapshot.version:
-            added = table.added_since(stored.version)
+        if stored is not None and kept_since <= stored.version:
+            epoch_txn = self._epoch_txn(snapshot)
+            added = commits_since(table, stored.version, stored.epoch, epoch_txn)
         if stored is None or added is None or any(a.removed_rows for a in added):
             self._start_over(snapshot)
             return
@@ -146,7 +148,10 @@ class MaintainedView:
 
     def _epoch_of(self, snapshot: Snapshot) -> int:
         """Return the newest epoch that a snapshot of the table contains; 0 if none."""
-        return snapshot.txns.get(f"{self._pipeline}/{snapshot.name}#epoch", 0)
+        return snapshot.txns.get(self._epoch_txn(snapshot), 0)
+
+    def _epoch_txn(self, snapshot: Snapshot) -> str:
+        return f"{self._pipeline}/{snapshot.name}#epoch"
 
     def catch_up(self, seconds: float) -> None:
         """Fold files of the backlog, at least one, until `seconds` have passed."""
@@ -160,11 +165,13 @@ class MaintainedView:
 
     def _fold_file(self, snapshot: Snapshot, file: DataFile) -> None:
         """Take in the rows of a file of the table, or the changes in one of its changelog."""
-        names = [*self.view.reads, *([WEIGHT] if WEIGHT in snapshot.schema.names else [])]
+        # A table without a key may have a column of the weight's name, which is then like others.
+        changelog = self._keyed is not None and snapshot.name == self._source
+        names = [*self.view.reads, *([WEIGHT] if changelog else [])]
         fields = [snapshot.schema.field(name) for name in names]
         narrow = msgspec.structs.replace(snapshot, schema=pa.schema(fields))
         rows = self._tables.read(narrow, [file])
-        partials = partials_of_changes if WEIGHT in names else partials_of
+        partials = partials_of_changes if changelog else partials_of
         try:
             self._state.add(partials(self.view, rows, self._engine))
         except SqlError as error:

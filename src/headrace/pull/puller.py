@@ -218,8 +218,7 @@ class Puller:
             changed=before.changed + len(news.changed),
             new=before.new + news.new,
         )
-        # What an index that was begun during the sweep does not know may well have been given.
-        finds_gone = progress.full and progress.mark >= seen.whole_from
+        ends = progress.full and progress.ended and not before.ended
         state = replace(
             self._state,
             cursor=msgspec.Raw(page.cursor),
@@ -228,7 +227,7 @@ class Puller:
             done=False,
             topic=self.report.topic,
             sweep=progress,
-            deleting=b"" if progress.ended and not before.ended and finds_gone else None,
+            deleting=b"" if ends else None,
         )
         batch = self._door.batch(replace(page, records=news.changed))
         self._put(self.report.topic, batch, state, news.entries)
@@ -252,6 +251,7 @@ class Puller:
         state, seen = self._state, self._seen or self._agree()
         progress, beyond = cast("Progress", state.sweep), cast("bytes", state.deleting)
         if progress.mark < seen.whole_from:
+            # The index was begun during the sweep: what is not in it may well have been given.
             self._put(self.report.topic, Batch(), replace(state, deleting=None))
             return
         if not beyond and not self._is_believed(seen, progress):

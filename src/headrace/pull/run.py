@@ -76,7 +76,8 @@ def run_pull(
     """Pull every source that is wanted until `stop` is set or nothing is to be done; say how.
 
     With `until_idle` the run goes on, for what may be added, paused or resumed, until that is set
-    too; or until every source is done, if none may be added. `report` is called with all sources
+    and every source is done, or rests until its next sweep; or until every source is done, if none
+    may be added. `report` is called with all sources
     whenever something has changed and each half second, by the calling thread.
 
     Raises what makes going on unsafe, and at the end the first broken promise; all threads have
@@ -147,7 +148,7 @@ class _Manager:
         if not self._has_looked:
             return False
         if may_wait is None or may_wait.is_set():
-            return all(one.state in _ENDS for one in self._ones.values())
+            return all(one.state in _ENDS or one.rests for one in self._ones.values())
         closed = not self._plan.options.add_sources
         return closed and all(one.state == "done" for one in self._ones.values())
 
@@ -284,6 +285,11 @@ class _One:
         self._clock = clock
         self._not_before_s = 0.0
 
+    @property
+    def rests(self) -> bool:
+        """Return whether the source, which follows, has nothing to do until its next sweep."""
+        return self.state == "running" and self.task is not None and self.task.rests
+
     def may_take(self) -> bool:
         """Return whether the lease is ours, taking it if it is free."""
         taken = False
@@ -325,6 +331,8 @@ class _One:
         report, state = self.report, self.state
         if state == "running" and report.waiting_for:
             state = "waiting"
+        elif self.rests:
+            state = "resting"
         told = {n: getattr(report, n) for n in _TOLD}
         return Progress(name=report.name, state=state, **told)
 
@@ -347,6 +355,11 @@ class _Task:
                 ended.set()
 
         self.thread = threading.Thread(target=run, name=f"source {puller.report.name}")
+
+    @property
+    def rests(self) -> bool:
+        """Return whether the source says that it waits for the time of its next sweep."""
+        return bool(getattr(self._source, "rests", False))
 
     def end(self) -> None:
         """Tell the thread to end soon."""

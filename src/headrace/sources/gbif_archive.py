@@ -128,8 +128,9 @@ def read_core(meta: bytes) -> Core:
         if default is not None:
             constants[name] = default
     id_field = core.find(f"{_NAMESPACE}id")
-    if id_field is not None and (index := id_field.get("index", "")).isdecimal():
-        names.setdefault(int(index), _ID)
+    id_index = "" if id_field is None else id_field.get("index", "")
+    if id_index.isdecimal():
+        names.setdefault(int(id_index), _ID)
     if _ID not in names.values():
         raise _unusable(f"its {META} names no field {_ID}")
     header_lines = core.get("ignoreHeaderLines", "0")

@@ -67,7 +67,7 @@ class Found(NamedTuple):
     """A page of a query."""
 
     records: list[PulledRecord]
-    count: int
+    total: int
     """Of the query, in all."""
     ends: bool
     """Whether the service says that there is nothing after it."""
@@ -108,9 +108,9 @@ class Slices:
             limit = min(max(1, self._page_size - at.again), self._wall - at.offset)
             found = self._search.page(at.path, at.offset, limit)
             if not at.path:
-                self._total = found.count
-            if found.count > self._wall:
-                path = self._cut(at.path, found.count)
+                self._total = found.total
+            if found.total > self._wall:
+                path = self._cut(at.path, found.total)
                 dropped = at.dropped + at.seen
                 at = self._begun(Position(path=path, rereads=at.rereads, dropped=dropped))
                 continue
@@ -124,8 +124,8 @@ class Slices:
 
     def _given(self, at: Position, found: Found) -> Iterator[Part]:
         """Yield a page's records in parts that fit a page of ours."""
-        count = found.count if at.count is None else at.count
-        at = msgspec.structs.replace(at, count=count, steady=at.steady and found.count == count)
+        count = found.total if at.count is None else at.count
+        at = msgspec.structs.replace(at, count=count, steady=at.steady and found.total == count)
         ends = self._ends(at, found)
         pieces = list(bounded(found.records)) or [[]]
         for number, records in enumerate(pieces, 1):
@@ -141,8 +141,8 @@ class Slices:
 
     def _ends(self, at: Position, found: Found) -> bool:
         after = at.offset + len(found.records)
-        if not found.records and not found.ends and after < found.count:
-            msg = f"GBIF gave an empty page at {after} of {found.count} records"
+        if not found.records and not found.ends and after < found.total:
+            msg = f"GBIF gave an empty page at {after} of {found.total} records"
             hint = "nothing needs to be done: it is asked again"
             raise Unavailable(msg, hint=hint, code="unreadable_answer")
         return found.ends or not found.records or after >= self._wall

@@ -167,6 +167,7 @@ class SweepSource(ABC):
         self._sweeping = options
         self.clock = clock
         self.closed = threading.Event()
+        self.rests = False
         self.service = Service(
             network,
             options.url,
@@ -270,7 +271,11 @@ class SweepSource(ABC):
         rest_s = self._sweeping.interval_s - max(0.0, gone_s)
         if rest_s <= 0:
             return self.closed.is_set()
-        return self.clock.wait(self.closed, rest_s)
+        self.rests = True
+        try:
+            return self.clock.wait(self.closed, rest_s)
+        finally:
+            self.rests = False
 
     def _page(
         self,

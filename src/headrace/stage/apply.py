@@ -5,7 +5,8 @@ had. What comes out are the rows of the changelog (see `model.plan.Keyed`): net 
 the table nor its views depend on how the input was cut into epochs.
 
 What a key had comes from an index of old rows, as text: the columns that the views read, each as
-VARCHAR, in one JSON array. Every type that a table can store goes there and back unchanged.
+VARCHAR, in one JSON array. Every type that a table can store goes there and back unchanged, lists,
+structs and maps too: DuckDB quotes what is inside them. (As JSON a BLOB inside would not.)
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.define.types import quoted
-from headrace.define.view_types import is_nested
 from headrace.model.errors import Internal
-from headrace.model.plan import CHANGED_IN, WEIGHT, Column, Table, View
+from headrace.model.plan import CHANGED_IN, WEIGHT, Table, View
 from headrace.stage.engine import Engine
 from headrace.stage.fold import partials_of
 
-ENTRIES = pa.schema([("key", pa.string()), ("live", pa.bool_()), ("row", pa.string())])
-"""What an index keeps of a key: its text, whether it has a row, and the columns kept of it."""
+ENTRIES = pa.schema(
+    [("key", pa.string()), ("live", pa.bool_()), ("row", pa.string()), ("epoch", pa.int64())]
+)
+"""What an index keeps of a key: its text, whether it has a row, the columns kept of it, and the
+epoch since which it is so."""
 
 _KEY, _LIVE = '"old key"', '"old live"'
 _TEXT = '"key text"'
@@ -91,10 +94,11 @@ class Apply:
 
         Of several rows of a key that of the latest epoch counts.
         """
-        texts = ", ".join(_as_text(c) for c in self.kept)
+        texts = ", ".join(f"CAST({quoted(c.name)} AS VARCHAR)" for c in self.kept)
         sql = (
             f"SELECT {self.key_sql} AS key, {WEIGHT} = 1 AS live, "
-            f"CAST(to_json([{texts}]) AS VARCHAR) AS row FROM changes WHERE {WEIGHT} >= 0 "
+            f"CAST(to_json([{texts}]) AS VARCHAR) AS row, {CHANGED_IN} AS epoch "
+            f"FROM changes WHERE {WEIGHT} >= 0 "
             f"QUALIFY row_number() OVER (PARTITION BY {self.key_sql} ORDER BY {CHANGED_IN} DESC) "
             "= 1 ORDER BY 1"
         )
@@ -106,7 +110,7 @@ class Apply:
 
     def _decoded(self) -> str:
         values = [
-            f"{_from_text(f'l[{i}]', c)} AS {quoted('old ' + c.name)}"
+            f"CAST(l[{i}] AS {c.type}) AS {quoted('old ' + c.name)}"
             for i, c in enumerate(self.kept, 1)
         ]
         return (
@@ -141,17 +145,16 @@ def partials_of_changes(view: View, changes: pa.Table, engine: Engine) -> dict[s
     }
 
 
-def squeezed(key: Sequence[str], changes: pa.Table, engine: Engine) -> pa.Table:
+def still_said(changes: pa.Table, epochs: Sequence[int | None]) -> pa.Table:
     """Return those of a changelog's rows that still say something once all followers are past them.
 
-    What holds is the newest row of a key of weight 0 or +1; whoever starts over asks for nothing
-    else, so older ones and those of weight -1 are left out.
+    `epochs` are those of the index's entries for the rows' keys. What holds is the newest row of a
+    key of weight 0 or +1; whoever starts over asks for nothing else, so those that came before an
+    entry and those of weight -1 are left out. The index may not yet have what was committed last.
     """
-    sql = (
-        f"SELECT * FROM changes WHERE {WEIGHT} >= 0 QUALIFY row_number() OVER "
-        f"(PARTITION BY {key_text(key)} ORDER BY {CHANGED_IN} DESC) = 1"
-    )
-    return engine.query(sql, {"changes": changes}).cast(changes.schema)
+    newest = pa.array(epochs, pa.int64())
+    is_newest = pc.fill_null(pc.greater_equal(changes.column(CHANGED_IN), newest), fill_value=True)
+    return changes.filter(pc.and_(pc.greater_equal(changes.column(WEIGHT), 0), is_newest))
 
 
 def key_text(key: Sequence[str]) -> str:
@@ -164,13 +167,3 @@ def _retracted(sql: str | None, rows: pa.Table, engine: Engine) -> pa.Table:
     if sql is None:
         raise Internal("A view over a keyed table has a state that nothing can be taken out of")
     return engine.query(sql, {"parts": rows}).cast(rows.schema) if rows.num_rows else rows
-
-
-def _as_text(column: Column) -> str:
-    name = quoted(column.name)
-    return f"CAST({f'to_json({name})' if is_nested(column.type) else name} AS VARCHAR)"
-
-
-def _from_text(text: str, column: Column) -> str:
-    value = f"CAST({text} AS JSON)" if is_nested(column.type) else text
-    return f"CAST({value} AS {column.type})"

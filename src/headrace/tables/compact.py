@@ -53,14 +53,15 @@ def compact(
     *,
     txn: str,
     lock: AbstractContextManager[object] | None = None,
-    squeeze: Callable[[pa.Table], pa.Table] | None = None,
+    squeeze: Callable[[pa.Table], pa.Table | None] | None = None,
 ) -> Snapshot | None:
-    """Replace a group of a table's files by one with their rows in order; None if it came late.
+    """Replace a group of a table's files by one with their rows in order; None if it was not done.
 
     `txn` names the application number (`<pipeline>/<table>#files`) that every commit that
     removes files carries and increments. `lock` is the table's; it is not held while files are read
     and written, so it must be a lock that can be taken twice in turn. `squeeze` returns those of
-    the group's rows, all of them in memory then, that are still of use; without, all are kept.
+    the group's rows, all of them in memory then, that are still of use, or None if it is not worth
+    while; without it all are kept.
 
     The order of effects:
     1. read the group and stage its rows as one file, durable and invisible;
@@ -71,11 +72,13 @@ def compact(
     with held:
         before = table.snapshot
     squeezed = squeeze(tables.read(before, group)) if squeeze else None
+    if squeeze and squeezed is None:
+        return None
     rows = sum(f.rows for f in group) if squeezed is None else squeezed.num_rows
     source = tables.scan(before, group) if squeezed is None else squeezed
-    staged = tables.stage(before.name, source, tags=group[0].tags)  # 1
-    if staged.rows != rows:
-        raise Internal(f"Compaction of {before.name} made {staged.rows} rows of {rows}")
+    staged = [tables.stage(before.name, source, tags=group[0].tags)] if rows else []  # 1
+    if (made := sum(f.rows for f in staged)) != rows:
+        raise Internal(f"Compaction of {before.name} made {made} rows of {rows}")
     failpoint("compact.1")
     with held:  # 2
         now = table.snapshot
@@ -83,7 +86,7 @@ def compact(
         current = {f.path for f in now.files}
         if number != before.txns.get(txn, 0) or any(f.path not in current for f in group):
             return None
-        after = table.commit([staged], group, txns={txn: number + 1}, data_change=False)
+        after = table.commit(staged, group, txns={txn: number + 1}, data_change=False)
     failpoint("compact.2")
     return after
 

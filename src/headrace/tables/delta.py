@@ -108,7 +108,10 @@ class OwnedTable:
             if entries is None:
                 return None
             added.append(_added_files(later, entries))
-        return added
+        # Compaction replaces files, which are deleted once nobody is known to follow them.
+        files = [f.path for commit in added for f in commit.files if f.path not in state.files]
+        gone = any(not self._storage.exists(f"{state.name}/{path}") for path in files)
+        return None if gone else added
 
     def checkpoint(self, keep_log_s: float) -> None:
         """See `Table`. It may run beside a commit of the same owner."""
