@@ -1,6 +1,6 @@
 """Where tables lie: a few durable operations on named bytes, and the local disk as the first.
 
-Object storage is the other, in `tables/objects.py`.
+Object storage is in `tables/objects.py`, HDFS in `tables/hdfs.py`.
 
 Names are relative, with `/` between parts. What holds for every storage:
 
@@ -356,21 +356,26 @@ class LocalStorage:
 def open_storage(
     place: Path | str, clock: Clock, options: Mapping[str, str] | None = None
 ) -> Storage:
-    """Return the storage at a folder, or at a URL such as `s3://bucket/prefix`.
+    """Return the storage at a folder or a URL: `s3://bucket/prefix`, `hdfs://host:port/folder`.
 
-    `options` are those of `objects.ObjectStorage`. `Invalid` if the URL is not understood, or if
-    what is needed for it is not installed.
+    `options` are those of `objects.ObjectStorage`; HDFS has none. `Invalid` if the URL is not
+    understood, or if what is needed for it is not installed.
     """
     if isinstance(place, Path) or "://" not in place:
         return LocalStorage(Path(place), clock)
+    extra = "hdfs" if place.startswith("hdfs://") else "s3"
+    storage: Storage
     try:
-        objects = importlib.import_module("headrace.tables.objects")
+        if extra == "hdfs":
+            storage = importlib.import_module("headrace.tables.hdfs").HdfsStorage(place, clock)
+        else:
+            objects = importlib.import_module("headrace.tables.objects")
+            storage = objects.ObjectStorage(place, clock, options)
     except ModuleNotFoundError as e:
         raise Invalid(
             f"{place} needs a library that is not installed: {e.name}",
-            hint="pip install 'headrace[s3]'",
+            hint=f"pip install 'headrace[{extra}]'",
         ) from e
-    storage: Storage = objects.ObjectStorage(place, clock, options)
     return storage
 
 
