@@ -185,12 +185,18 @@ def token_of(request: Request) -> str:
 
 
 def first_label(url: str) -> str | None:
-    """Return the first label of a URL's host: what the old system knew a source by."""
+    """Return the first label of a URL's host: what the old system knew a source by.
+
+    None for what is no plain address of a web page. The URL only names a source and is never asked.
+    """
     try:
-        host = urlsplit(url).hostname
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises if it is none
     except ValueError:
         return None
-    return host and host.partition(".")[0]
+    if parts.scheme not in {"http", "https"} or "@" in parts.netloc or not url.isprintable():
+        return None
+    return parts.hostname and parts.hostname.partition(".")[0]
 
 
 def old_name(source: str) -> str:
@@ -234,10 +240,12 @@ def make_app(settings: Settings, client: httpx2.AsyncClient) -> Starlette:
         "/count": api.count,
         "/favicon.ico": api.favicon,
     }
-    return Starlette(
+    app = Starlette(
         routes=[Route(path, handler, methods=["GET"]) for path, handler in paths.items()],
         exception_handlers={Refused: refused, HTTPException: unknown},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 async def require_tokens(settings: Settings, client: httpx2.AsyncClient) -> None:
@@ -267,6 +275,7 @@ async def serve(settings: Settings, port: int) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop)
+        click.echo(f"the old API is at http://127.0.0.1:{port}", err=True)
         await server.serve()
 
 

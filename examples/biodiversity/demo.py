@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ class Failed(Exception):
 class OldUser:
     """Somebody who knows the old API, and nothing else."""
 
-    def __init__(self, url: str, owner_token: str) -> None:
+    def __init__(self, url: str, owner_token: str, pipeline: str) -> None:
         """Talk to `url`. Reads with a token of its own; adding sources is the owner's to do."""
+        self._url, self._pipeline = url, pipeline
         self._client = httpx2.Client(base_url=url, timeout=30)
         self._owner_token = owner_token
         self.token = self._get("/getToken")["token"]
@@ -69,6 +70,16 @@ class OldUser:
     def count(self, by: str) -> dict[str, Any]:
         """Return what `/count` answers."""
         return self._get("/count", by=by, token=self.token)
+
+    def show_around(self) -> None:
+        """Print what else may be asked, with a token for it."""
+        token = self._owner_token
+        for path in ("/listSources", "/count?by=species"):
+            sign = "&" if "?" in path else "?"
+            console.print(f"  curl '{self._url}{path}{sign}token={token}'", markup=False)
+        for path in ("/count?by=kingdom_normalised", "/count/kingdoms", "/count/species"):
+            bearer = f"-H 'Authorization: Bearer {token}'"
+            console.print(f"  curl {bearer} '{self._pipeline}{path}'", markup=False)
 
     def _get(self, path: str, **params: str) -> dict[str, Any]:
         answer = self._client.get(path, params=params)
@@ -96,7 +107,9 @@ def main() -> int:
             counts = settled(user, truth)
             show(counts, truth)
             if not ends:
+                user.show_around()
                 wait_for_interrupt()
+                return 0 if counts == truth else 1
             answers = {by: user.count(by) for by in BY} | {"listSources": user.sources()}
         except Failed as failure:
             console.print(f"[bold red]{failure}[/]")
@@ -135,7 +148,7 @@ def started(folder: Path, served: Services) -> Iterator[OldUser]:
         running = stack.enter_context(process(old_api, log, HEADRACE_TOKEN=owner_token))
         wait_for(f"{old_url}/favicon.ico", running, log)
         console.print(f"the pipeline runs at {url}, the old API at {old_url}")
-        yield OldUser(old_url, owner_token)
+        yield OldUser(old_url, owner_token, url)
 
 
 @contextmanager
@@ -239,7 +252,8 @@ def number(n: int | None) -> str:
 def wait_for_interrupt() -> None:
     """Wait until Ctrl-C."""
     console.print("it goes on until Ctrl-C")
-    signal.pause()
+    with suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 def free_port() -> int:

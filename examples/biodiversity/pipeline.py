@@ -142,6 +142,21 @@ pipeline.query(
         "absences": param("boolean", default=False),
     },
 )
+# Sources and buckets side by side, with their sums: a row without a source is over all of them, one
+# without a kingdom over all kingdoms.
+pipeline.query(
+    "/count/kingdoms",
+    """
+    SELECT source, kingdom_normalised, sum(records)::BIGINT AS records,
+           CASE WHEN $absences THEN 'occurrence records, present and absent'
+                ELSE 'occurrence records, present' END AS unit,
+           'kingdoms as each source has them, one name for each' AS taxonomy
+    FROM kingdoms WHERE status = 'present' OR $absences
+    GROUP BY CUBE (source, kingdom_normalised)
+    ORDER BY source NULLS LAST, kingdom_normalised NULLS LAST
+    """,
+    params={"absences": param("boolean", default=False)},
+)
 pipeline.query(
     "/count/species",
     """
@@ -172,7 +187,7 @@ pipeline.query(
     """
     SELECT link, count(*) AS records, list(source || ':' || id ORDER BY source, id) AS ids
     FROM occurrences GROUP BY link HAVING count(DISTINCT source) > 1
-    ORDER BY link LIMIT $limit
+    ORDER BY link LIMIT greatest($limit, 0)
     """,
     params={"limit": param("integer", default=100)},
 )

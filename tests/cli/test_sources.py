@@ -14,7 +14,9 @@ import httpx2
 import pytest
 
 from headrace.app.cli.main import call
-from headrace.app.cli.sources import duration
+from headrace.app.cli.printing import console
+from headrace.app.cli.sources import duration, shown
+from headrace.control.progress import Listed
 from headrace.testing.services.server import services
 
 HEADRACE = Path(sys.executable).parent / "headrace"
@@ -213,3 +215,18 @@ def test_durations_are_told_in_two_units():
         "1 h 1 min",
         "1 d 1 h",
     ]
+
+
+def test_what_waits_or_rests_says_when_it_goes_on(capsys):
+    said = {"kind": "obis", "topic": "t", "counts": None, "options": {}, "added_at": None}
+    found = [
+        Listed("a", "waiting", goes_on_at_us=95_000_000, waiting_for="it answered 429", **said),
+        Listed("b", "resting", goes_on_at_us=7_205_000_000, **said),
+        Listed("c", "running", goes_on_at_us=95_000_000, **said),
+    ]
+    console().print(shown(found, 5_000_000))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].rstrip().endswith("in 1 min 30 s")
+    assert lines[2].rstrip().endswith("in 2 h 0 min")
+    assert lines[3].rstrip().endswith("0")
+    assert lines[4].strip() == "a: it answered 429"

@@ -254,3 +254,12 @@ def test_progress_is_told_for_as_long_as_it_is_new(log, tmp_path):
     assert (own.state, own.error) == ("failed", "x")
     sources.pause(PLAN, log, "Own", clock)
     assert list_sources(PLAN, log, read_progress(tmp_path, clock))[0].state == "paused"
+
+
+def test_what_is_resumed_is_not_told_to_be_paused(log):
+    add(log)
+    told = Told(is_alive=True, sources=[Progress("s", "paused")])
+    sources.pause(PLAN, log, "s", ManualClock())
+    assert list_sources(PLAN, log, told)[1].state == "paused"
+    sources.resume(PLAN, log, "s", ManualClock())
+    assert list_sources(PLAN, log, told)[1].state == "starting"

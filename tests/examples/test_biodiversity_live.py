@@ -88,6 +88,20 @@ def test_a_count_names_its_unit_and_its_taxonomy(client):
     assert union["taxonomy"] == "as each source has it, joined by name"
 
 
+def test_sources_and_kingdoms_side_by_side_sum_to_the_total(client):
+    for absences in (False, True):
+        rows = client.rows("/count/kingdoms", absences=absences)
+        cells = {(r["source"], r["kingdom_normalised"]): r["records"] for r in rows}
+        by_source = client.rows("/count", by="source", absences=absences)
+        assert {k: cells[k, None] for k in KINDS} == {r["source"]: r["records"] for r in by_source}
+        parts = [n for (source, kingdom), n in cells.items() if source and kingdom]
+        assert sum(parts) == cells[None, None] == sum(cells[k, None] for k in KINDS)
+        assert len(cells) == len(rows)
+        assert {r["taxonomy"] for r in rows} == {
+            "kingdoms as each source has them, one name for each"
+        }
+
+
 def test_there_is_a_list_of_datasets_to_cite(client):
     rows = client.rows("/datasets")
     assert sum(r["records"] for r in rows) == sum(client.records().values())
@@ -98,7 +112,8 @@ def test_linked_records_stand_beside_the_plain_count(client):
     rows = client.rows("/count/linked")
     assert {r["source"] for r in rows} == {*KINDS, None}
     assert all(0 < r["linked_records"] <= r["records"] for r in rows)
-    assert isinstance(client.rows("/linked", limit=5), list)
+    assert 0 < len(client.rows("/linked", limit=5)) <= 5
+    assert client.rows("/linked", limit=-1) == []
 
 
 def test_each_source_publishes_its_counts(client):

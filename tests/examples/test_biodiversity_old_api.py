@@ -143,6 +143,14 @@ async def asked(played, target, method, settings):
         ("/addSource?token=owner&url=http://ebird.org", 400, b'{"message":"Unknown source"}'),
         ("/addSource?token=owner&url=gbif.org", 400, b'{"message":"Unknown source"}'),
         ("/addSource?token=owner&url=http://[gbif", 400, b'{"message":"Unknown source"}'),
+        *(
+            (f"/addSource?token=owner&url={url}", 400, b'{"message":"Unknown source"}')
+            for url in (
+                *("file://gbif/etc/passwd", "ftp://gbif.org", "//gbif.org", "javascript://gbif"),
+                *("http://me@gbif.org", "http://gbif@169.254.169.254/", "http://gbif.org:99999"),
+                *("http://169.254.169.254/", "http://[::1]/", "http://gbif.org%0d%0aX:1"),
+            )
+        ),
         ("/addSource?token=owner&url=http://gbif.org", 200, b'{"message":"Success"}'),
         (
             "/addSource?token=reader&url=http://gbif.org",
@@ -157,6 +165,7 @@ async def asked(played, target, method, settings):
         ("/favicon.ico", 204, b""),
         ("/nothing", 404, b'{"message":"Not found"}'),
         ("/nothing?token=reader", 404, b'{"message":"Not found"}'),
+        ("/count/?by=kingdom&token=reader", 404, b'{"message":"Not found"}'),
     ],
 )
 def test_each_path_answers_as_it_did(get, target, status, body):

@@ -41,7 +41,7 @@ class Feed:
     def __init__(self, name, opened, fault, last):
         self.name, self.opened, self.fault, self.last = name, opened, fault, last
         self.closed = threading.Event()
-        self.rests = False
+        self.rests_until_us = None
 
     def open(self, cursor):
         at = json.loads(cursor) if cursor else 0
@@ -57,7 +57,7 @@ class Feed:
             if is_last:
                 return
             if self.name == "follows" and at > 2:
-                self.rests = True
+                self.rests_until_us = 2_000_000_000_000_000
                 self.closed.wait()
 
     def close(self):

@@ -161,11 +161,23 @@ def test_an_unavailable_service_is_opened_again_at_the_last_durable_page():
     log, clock = MemoryLog(), ManualClock()
     wait = Unavailable("slow down", retry_after_s=30.0)
     source = Script(faults=[(3, wait), (3, wait), (7, wait)])
-    waits = []
-    pull_one(log, source, lambda r: waits.append(r.waiting_for), clock)
+    waits, pauses_s, etas = [], [], []
+
+    def tell(report):
+        waits.append(report.waiting_for)
+        if report.goes_on_at_us is not None:
+            pauses_s.append((report.goes_on_at_us - clock.now_us()) / 1_000_000)
+        if report.goes_on_at_us is not None and report.records_per_s:
+            rest_s = report.remaining / report.records_per_s
+            etas.append((report.eta_s, pytest.approx(rest_s + pauses_s[-1])))
+
+    pull_one(log, source, tell, clock)
     assert numbers(log) == list(range(30))
     assert source.opened == [0, 3, 3, 7]
-    assert waits.count("slow down") == 3
+    assert waits.count("slow down") == len(pauses_s) == 3
+    assert all(30.0 <= pause_s <= 45.0 for pause_s in pauses_s)
+    assert etas
+    assert all(told == expected for told, expected in etas)
     assert waits[-1] == ""
     assert 90.0 <= clock.monotonic_s() <= 135.0
 

@@ -112,6 +112,15 @@ def test_a_name_that_changes_its_mind_is_judged_by_what_is_connected_to(server):
     assert server.asked == []
 
 
+def test_a_name_that_is_not_there_may_come_back(server):
+    answers = iter([[], ["127.0.0.1"]])
+    url = base(server, "away.example")
+    with guarded_client(private=True, timeout_s=5.0, resolve=lambda *_: next(answers)) as client:
+        with pytest.raises(httpx2.ConnectError, match=r"There is no host away\.example"):
+            client.get(url)
+        assert client.get(url).status_code == 200
+
+
 def test_every_new_connection_is_judged_anew(server):
     answers = iter([["127.0.0.1"], ["169.254.169.254"]])
     url = base(server, "rebind.example")

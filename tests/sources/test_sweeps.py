@@ -198,15 +198,16 @@ def test_it_says_that_it_rests_and_closing_ends_the_wait():
     pages = source.open(None)
     while not next(pages).sweep_done:
         pass
-    rested = []
+    rested, now_us = [], SystemClock().now_us()
 
     def look_and_close():
-        rested.append(source.rests)
+        rested.append(source.rests_until_us - now_us)
         source.close()
 
     threading.Timer(0.05, look_and_close).start()
     assert list(pages) == []
-    assert (rested, source.rests) == ([True], False)
+    assert [round(rest_us / 60_000_000) for rest_us in rested] == [round(10_000 / 60)]
+    assert source.rests_until_us is None
 
 
 # --- the cursor

@@ -57,7 +57,9 @@ class Progress(msgspec.Struct):
     remaining: int | None = None
     records_per_s: float | None = None
     eta_s: float | None = None
-    """Seconds until nothing remains, at that rate."""
+    """Seconds until nothing remains, at that rate; while it waits, that pause too."""
+    goes_on_at_us: int | None = None
+    """When it asks again, of one that waits, or begins its next sweep, of one that rests."""
     completed_at_us: int | None = None
     """When the last full sweep was complete, microseconds."""
     notice: str = ""
@@ -125,6 +127,9 @@ def _listed(wanted: Wanted, told: Progress | None, *, is_alive: bool) -> Listed:
         progress.state = "failed"
     elif wanted.kept.done:
         progress.state = "done"
+    elif progress.state == "paused":
+        # It was resumed; the role looks twice a second.
+        progress.state = "starting"
     added_at_us = wanted.added_at_us
     return Listed(
         **msgspec.structs.asdict(progress),

@@ -110,8 +110,9 @@ class Source(Protocol):
 class Swept(Source, Protocol):
     """A source that sweeps: what `pull` asks of it beside pages. Called from the same thread."""
 
-    rests: bool
-    """Whether it waits for the time of its next sweep; may be read from any thread."""
+    rests_until_us: int | None
+    """Until when it waits for its next sweep, microseconds since 1970; None while it does not. May
+    be read from any thread."""
 
     def deletion(self, key: bytes) -> bytes:
         """Return the value of a record that says that `key` is gone: valid, and no more than it."""

@@ -139,7 +139,7 @@ class Puller:
         finally:
             if self._seen is not None:
                 self._seen.close()
-        self.report.waiting_for = ""
+        self.report.go_on()
         report(self.report)
 
     def _until_done(self, clock: Clock, stop: threading.Event, report: Report) -> None:
@@ -153,7 +153,8 @@ class Puller:
             pages = self.report.pages
 
         def tell(failed: tenacity.RetryCallState) -> None:
-            self.report.waiting_for = _unavailable(failed).message
+            pause_s = failed.upcoming_sleep
+            self.report.wait(_unavailable(failed).message, pause_s, clock.now_us())
             report(self.report)
 
         trying = tenacity.Retrying(

@@ -288,7 +288,11 @@ class _One:
     @property
     def rests(self) -> bool:
         """Return whether the source, which follows, has nothing to do until its next sweep."""
-        return self.state == "running" and self.task is not None and self.task.rests
+        return self._rests_until_us is not None
+
+    @property
+    def _rests_until_us(self) -> int | None:
+        return self.task.rests_until_us if self.task and self.state == "running" else None
 
     def may_take(self) -> bool:
         """Return whether the lease is ours, taking it if it is free."""
@@ -331,9 +335,11 @@ class _One:
         report, state = self.report, self.state
         if state == "running" and report.waiting_for:
             state = "waiting"
-        elif self.rests:
-            state = "resting"
         told = {n: getattr(report, n) for n in _TOLD}
+        rests_until_us = self._rests_until_us
+        if state == "running" and rests_until_us is not None:
+            state = "resting"
+            told |= {"records_per_s": None, "eta_s": None, "goes_on_at_us": rests_until_us}
         return Progress(name=report.name, state=state, **told)
 
 
@@ -357,9 +363,9 @@ class _Task:
         self.thread = threading.Thread(target=run, name=f"source {puller.report.name}")
 
     @property
-    def rests(self) -> bool:
-        """Return whether the source says that it waits for the time of its next sweep."""
-        return bool(getattr(self._source, "rests", False))
+    def rests_until_us(self) -> int | None:
+        """Return until when the source says that it waits for its next sweep."""
+        return getattr(self._source, "rests_until_us", None)
 
     def end(self) -> None:
         """Tell the thread to end soon."""

@@ -65,7 +65,9 @@ class SourceReport(msgspec.Struct):
     """Since this process took the sweep up, its waiting included."""
     remaining: int | None = None
     eta_s: float | None = None
-    """Seconds until nothing remains, at that rate."""
+    """Seconds until nothing remains, at that rate; while it waits, that pause too."""
+    goes_on_at_us: int | None = None
+    """When it asks again, while it waits; microseconds since 1970."""
     completed_at_us: int | None = None
     """When the last full sweep was complete, with its deletions."""
     notice: str = ""
@@ -86,9 +88,20 @@ class SourceReport(msgspec.Struct):
             self.changed, self.unchanged = state.sweep.changed, state.sweep.unchanged
             self.deleted = state.sweep.deleted
 
+    def wait(self, reason: str, pause_s: float, now_us: int) -> None:
+        """Tell that the source waits `pause_s` from `now_us` on, and why."""
+        self.waiting_for = reason
+        self.goes_on_at_us = now_us + round(pause_s * 1_000_000)
+        if self.remaining is not None and self.records_per_s:
+            self.eta_s = self.remaining / self.records_per_s + pause_s
+
+    def go_on(self) -> None:
+        """Tell that the source waits no more."""
+        self.waiting_for, self.goes_on_at_us = "", None
+
     def advance(self, records_in_all: int | None, pace: Pace, now_s: float) -> None:
         """Tell how far the source is, `now_s` by the monotonic clock."""
-        self.waiting_for = ""
+        self.go_on()
         self.records_in_all = records_in_all
         done = self.records if self.sweep is None else self.sweep_records
         self.records_per_s = pace.per_s(self.sweep, done, now_s)

@@ -34,6 +34,7 @@ SCOPES = {
     ("POST", "/v1/dead-letters/discard"): ADMIN,
     ("GET", "/v1/sources"): READ,
     ("POST", "/v1/sources"): ADMIN,
+    ("GET", "/v1/sources/{source}"): READ,
     ("DELETE", "/v1/sources/{source}"): ADMIN,
     ("POST", "/v1/sources/{source}/pause"): ADMIN,
     ("POST", "/v1/sources/{source}/resume"): ADMIN,

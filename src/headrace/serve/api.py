@@ -93,8 +93,10 @@ def create_app(
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
     letters = LetterEndpoints(readings, acts)
+    followed = sources and SourceEndpoints(plan, sources, layout.run, clock)
+    dashboard = Dashboard(readings, clock, followed.read if followed else list)
     handlers: dict[str, dict[str, Handler]] = {
-        **_own_handlers(plan, readings, metrics, layout, clock, alone=alone),
+        **_own_handlers(plan, readings, metrics, layout, clock, dashboard, alone=alone),
         "/v1/dead-letters/replay": {"POST": letters.replay},
         "/v1/dead-letters/discard": {"POST": letters.discard},
         "/v1/dead-letters/{letter}": {"GET": letters.one},
@@ -102,8 +104,8 @@ def create_app(
     }
     if tokens is not None:
         handlers |= _token_handlers(TokenEndpoints(tokens.log, clock))
-    if sources is not None:
-        handlers |= _source_handlers(SourceEndpoints(plan, sources, layout.run, clock))
+    if followed is not None:
+        handlers |= _source_handlers(followed)
     access = Access(tokens.admission if tokens is not None else None, alone=alone)
 
     def endpoint(path: str, by_method: dict[str, Handler]) -> Handler:
@@ -137,12 +139,18 @@ def create_app(
 
 
 def _own_handlers(
-    plan: Plan, readings: Readings, metrics: Metrics, layout: Layout, clock: Clock, *, alone: bool
+    plan: Plan,
+    readings: Readings,
+    metrics: Metrics,
+    layout: Layout,
+    clock: Clock,
+    dashboard: Dashboard,
+    *,
+    alone: bool,
 ) -> dict[str, dict[str, Handler]]:
     endpoints = Endpoints(readings, metrics, layout, clock, alone=alone)
     described = openapi(plan)
     page = documentation_page(described)
-    dashboard = Dashboard(readings, clock)
 
     async def get_openapi(_: Request) -> Response:
         return json_response(described)
@@ -177,7 +185,7 @@ def _token_handlers(tokens: TokenEndpoints) -> dict[str, dict[str, Handler]]:
 def _source_handlers(sources: SourceEndpoints) -> dict[str, dict[str, Handler]]:
     return {
         "/v1/sources": {"GET": sources.listed, "POST": sources.add},
-        "/v1/sources/{source}": {"DELETE": sources.remove},
+        "/v1/sources/{source}": {"GET": sources.one, "DELETE": sources.remove},
         "/v1/sources/{source}/pause": {"POST": sources.pause},
         "/v1/sources/{source}/resume": {"POST": sources.resume},
     }

@@ -6,8 +6,10 @@ and every text on it is escaped: rows come from outside.
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from headrace.control.progress import Listed
 from headrace.define.types import quoted
-from headrace.model.clock import Clock
+from headrace.model.clock import Clock, rfc3339
 from headrace.model.plan import Plan
 from headrace.serve.freshness import Freshness
 from headrace.serve.reading import Reading, Readings
@@ -78,14 +81,19 @@ async def asset(request: Request) -> Response:
 class Dashboard:
     """Makes the page."""
 
-    def __init__(self, readings: Readings, clock: Clock) -> None:
+    def __init__(
+        self, readings: Readings, clock: Clock, sources: Callable[[], Sequence[Listed]]
+    ) -> None:
+        """`sources` returns those there are, with how they fare."""
         self._readings = readings
         self._clock = clock
+        self._sources = sources
 
     async def page(self, _: Request) -> Response:
         """Answer the page as things stand."""
         plan = self._readings.plan
-        body = await self._readings.read(self._relations, self._body)
+        sources = await asyncio.to_thread(self._sources)
+        body = await self._readings.read(self._relations, lambda r: self._body(r, sources))
         return html_response(plan.name, body, script=True)
 
     def _relations(self, catalog: Catalog) -> list[Relation]:
@@ -96,7 +104,7 @@ class Dashboard:
             catalog.dead_letters(),
         ]
 
-    def _body(self, reading: Reading) -> str:
+    def _body(self, reading: Reading, sources: Sequence[Listed]) -> str:
         plan = self._readings.plan
         last = self._readings.ledger.last()
         relations = list(reading.relations)
@@ -117,6 +125,7 @@ class Dashboard:
         sections = [
             _section("Topics", _counts("topic", "records processed", "", topics)),
             _section("Tables", _counts("table", "rows", "/v1/tables/", table_rows)),
+            *([_section("Sources", _of_sources(sources), "/v1/sources")] if sources else []),
             *(self._view(reading, view, fresh[view.name]) for view in views),
         ]
         return (
@@ -150,6 +159,20 @@ def _section(title: str, content: str, link: str = "") -> str:
     return f"<section><h2>{heading}</h2>{content}</section>"
 
 
+def _of_sources(sources: Sequence[Listed]) -> str:
+    names = ("source", "state", "sweep", "records", "remaining", "ETA, s", "goes on", "says")
+    rows = [
+        (
+            *(s.name, s.state, s.sweep, s.records, s.remaining),
+            None if s.eta_s is None else round(s.eta_s),
+            None if s.goes_on_at_us is None else rfc3339(s.goes_on_at_us // 10**6 * 10**6),
+            s.error or s.waiting_for or s.notice,
+        )
+        for s in sources
+    ]
+    return _table(names, rows, missing="")
+
+
 def _order(view: Relation) -> list[str]:
     """Return what a view is shown by: the newest window first, in it the largest of what it counts.
 
@@ -180,12 +203,13 @@ def _counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(names: Sequence[str], rows: Sequence[Sequence[object]], *, missing: str = "null") -> str:
     if not rows:
         return '<p class="none">none yet</p>'
     classes = [_class([row[i] for row in rows]) for i in range(len(names))]
     head = "".join(f"<th{c}>{escape(n)}</th>" for n, c in zip(names, classes, strict=True))
-    body = "".join(f"<tr>{''.join(map(_cell, row, classes))}</tr>" for row in rows)
+    cell = partial(_cell, missing=missing)
+    body = "".join(f"<tr>{''.join(map(cell, row, classes))}</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
@@ -199,9 +223,9 @@ def _class(values: Sequence[object]) -> str:
     return ""
 
 
-def _cell(value: object, class_: str) -> str:
+def _cell(value: object, class_: str, *, missing: str) -> str:
     if value is None:
-        return '<td class="none">null</td>'
+        return f'<td class="none">{missing}</td>'
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if class_ == ' class="time"':
         # A fraction of zeros tells nothing, and `T` is for machines.

@@ -261,14 +261,15 @@ def _source_paths() -> dict[str, Json]:
     removed = {"type": "object", "properties": {"removed": {"type": "string"}}}
     remove = _get("Remove a source that was added", "sources", _json_content(removed))
     remove["description"] = "What it collected stays. One of the pipeline file can only be paused."
-    for operation in (pause, resume, remove):
+    one = _get("Return a source with its progress", "sources", _json_content(listed))
+    for operation in (one, pause, resume, remove):
         operation["parameters"] = [name]
     return {
         "/v1/sources": {
             "get": _get("List sources with their progress", "sources", _json_content(listing)),
             "post": add,
         },
-        "/v1/sources/{source}": {"delete": remove},
+        "/v1/sources/{source}": {"get": one, "delete": remove},
         "/v1/sources/{source}/pause": {"post": pause},
         "/v1/sources/{source}/resume": {"post": resume},
     }

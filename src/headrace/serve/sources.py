@@ -47,7 +47,13 @@ class SourceEndpoints:
     async def listed(self, request: Request) -> Response:
         """List every source of the pipeline file and every one added, with its progress."""
         Arguments(request.query_params.multi_items()).finish()
-        return json_response({"sources": await asyncio.to_thread(self._list)})
+        return json_response({"sources": await asyncio.to_thread(self.read)})
+
+    async def one(self, request: Request) -> Response:
+        """Return one source, with its progress."""
+        Arguments(request.query_params.multi_items()).finish()
+        name: str = request.path_params["source"]
+        return json_response(await asyncio.to_thread(self._one, name))
 
     async def add(self, request: Request) -> Response:
         """Declare a source, to be pulled from within seconds."""
@@ -68,7 +74,8 @@ class SourceEndpoints:
         """Have a source go on."""
         return json_response(await asyncio.to_thread(self._change, _named(request), sources.resume))
 
-    def _list(self) -> list[Listed]:
+    def read(self) -> list[Listed]:
+        """Return every source of the pipeline file and every one added, with its progress."""
         return list_sources(self._plan, self._log, read_progress(self._run, self._clock))
 
     def _add(self, wanted: sources.Request) -> Listed:
@@ -80,7 +87,7 @@ class SourceEndpoints:
         return self._one(name)
 
     def _one(self, name: str) -> Listed:
-        for source in self._list():
+        for source in self.read():
             if source.name == name:
                 return source
         raise sources.unknown_source(name)

@@ -154,7 +154,8 @@ def guarded_client(
 ) -> httpx2.Client:
     """Return a client that connects only to addresses that are judged as it connects.
 
-    A refused address raises `Invalid` as `check_url` does, from the request. Redirects are not
+    A refused address raises `Invalid` as `check_url` does, from the request; a name that is not
+    there is `httpx2.ConnectError`, for it may come back. Redirects are not
     followed (see `follow`), the environment's proxies and `.netrc` are not used. `timeout_s` bounds
     each step: connecting, writing, and waiting for bytes; not a whole answer.
     """
@@ -234,6 +235,12 @@ class GuardedBackend(httpcore2.NetworkBackend):
         try:
             addresses = _resolved(_host(host), port, self._resolve)
         except Unavailable as e:
+            raise httpcore2.ConnectError(e.message) from e
+        except Invalid as e:
+            # A resolver says so too while this machine is offline, and a source may be followed
+            # for months: it asks again, where whoever adds one is told at once.
+            if e.code != "unknown_host":
+                raise
             raise httpcore2.ConnectError(e.message) from e
         for address in addresses:
             _judge(host, address, private=self._private)

@@ -167,7 +167,7 @@ class SweepSource(ABC):
         self._sweeping = options
         self.clock = clock
         self.closed = threading.Event()
-        self.rests = False
+        self.rests_until_us: int | None = None
         self.service = Service(
             network,
             options.url,
@@ -271,11 +271,11 @@ class SweepSource(ABC):
         rest_s = self._sweeping.interval_s - max(0.0, gone_s)
         if rest_s <= 0:
             return self.closed.is_set()
-        self.rests = True
+        self.rests_until_us = self.clock.now_us() + round(rest_s * 1_000_000)
         try:
             return self.clock.wait(self.closed, rest_s)
         finally:
-            self.rests = False
+            self.rests_until_us = None
 
     def _page(
         self,

@@ -25,7 +25,7 @@ from headrace.model.options import Scalar, declared
 from headrace.model.plan import Plan
 
 WATCH_EVERY_S = 1.0
-_COLUMNS = ("source", "state", "sweep", "pages", "records", "rate", "remaining", "ETA")
+_COLUMNS = ("source", "state", "sweep", "pages", "records", "rate", "remaining", "ETA", "goes on")
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 _COLOURS = {"running": "green", "done": "green", "failed": "bold red", "waiting": "yellow"}
 
@@ -58,12 +58,13 @@ def list_all(layout: Layout, *, watch: bool, as_json: bool) -> None:
             clock.sleep(WATCH_EVERY_S)
             print_json(msgspec.to_builtins(found()))
     elif watch:
-        with Live(_shown(found()), console=console(), auto_refresh=False) as live:
+        now = shown(found(), clock.now_us())
+        with Live(now, console=console(), auto_refresh=False) as live:
             while True:
                 clock.sleep(WATCH_EVERY_S)
-                live.update(_shown(found()), refresh=True)
+                live.update(shown(found(), clock.now_us()), refresh=True)
     else:
-        console().print(_shown(found()))
+        console().print(shown(found(), clock.now_us()))
 
 
 @sources.command()
@@ -170,7 +171,7 @@ def _say(sentence: str, value: object, *, as_json: bool) -> None:
         console().print(visible(sentence), markup=False)
 
 
-def _shown(found: Sequence[Listed]) -> Group:
+def shown(found: Sequence[Listed], now_us: int) -> Group:
     """Return the sources as a table, and below it what people should know of some."""
     table = Table(box=None, header_style="bold")
     for position, column in enumerate(_COLUMNS):
@@ -185,6 +186,7 @@ def _shown(found: Sequence[Listed]) -> Group:
             "" if source.records_per_s is None else f"{source.records_per_s:,.1f}/s",
             _number(source.remaining),
             "" if source.eta_s is None else duration(source.eta_s),
+            _goes_on(source, now_us),
         )
     said = [
         Text(visible(f"{source.name}: {what}"))
@@ -193,6 +195,12 @@ def _shown(found: Sequence[Listed]) -> Group:
         if what
     ]
     return Group(table, *said)
+
+
+def _goes_on(source: Listed, now_us: int) -> str:
+    if source.goes_on_at_us is None or source.state not in ("waiting", "resting"):
+        return ""
+    return f"in {duration(max(0.0, (source.goes_on_at_us - now_us) / 1_000_000))}"
 
 
 def _number(value: int | None) -> str:
