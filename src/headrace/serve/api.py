@@ -31,7 +31,7 @@ from headrace.serve.errors import error_response, on_http_exception
 from headrace.serve.letters import LetterActs, LetterEndpoints
 from headrace.serve.metrics import Metrics
 from headrace.serve.openapi import openapi
-from headrace.serve.query import Engine, at_hand
+from headrace.serve.query import Engine, Fetch, at_hand
 from headrace.serve.reading import Readings
 from headrace.serve.relations import Catalog, Snapshots
 from headrace.serve.sources import SourceEndpoints, SourceParts
@@ -85,11 +85,9 @@ def create_app(
     if plan.options.tokens != (tokens is not None):
         raise Internal("The plan asks for tokens, and there is nothing to judge them by")
     memory_bytes = min(MEMORY_BYTES_MAX, psutil.virtual_memory().total // MEMORY_SHARE)
-    fetch = tables.fetch if isinstance(tables, NearTables) else at_hand
-    engine = Engine(os.cpu_count() or 1, memory_bytes, fetch)
+    engine = Engine(os.cpu_count() or 1, memory_bytes, _fetch_of(tables))
     acts = LetterActs(log, tables, clock)
-    folder = None if layout.tables_url else layout.root
-    catalog = Catalog(plan, Snapshots(folder, tables), acts.all)
+    catalog = Catalog(plan, _snapshots_of(tables, layout), acts.all)
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
     letters = LetterEndpoints(readings, acts)
@@ -136,6 +134,15 @@ def create_app(
     app.state.engine = engine
     app.state.readings = readings
     return app
+
+
+def _snapshots_of(tables: TablesToRead, layout: Layout) -> Snapshots:
+    return Snapshots(None if layout.tables_url else layout.root, tables)
+
+
+def _fetch_of(tables: TablesToRead) -> Fetch:
+    """Return what brings the files of snapshots to where they are read."""
+    return tables.fetch if isinstance(tables, NearTables) else at_hand
 
 
 def _own_handlers(

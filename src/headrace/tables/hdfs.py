@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _PIECE_BYTES = 4 << 20
+_RETRIES = {
+    "dfs.client.failover.max.attempts": "4",
+    "dfs.client.failover.sleep.base.millis": "200",
+    "dfs.client.failover.sleep.max.millis": "2000",
+}
+"""How long a name node may be away before that is said: about five seconds, not minutes."""
 
 
 class HdfsStorage:
@@ -45,7 +51,7 @@ class HdfsStorage:
         self._root = f"/{folder}"
         self._clock = clock
         with self._asking(url):
-            self._client = Client(f"hdfs://{host}")
+            self._client = Client(f"hdfs://{host}", _RETRIES)
             self._client.mkdirs(f"{self._root}/{TEMPORARY}", create_parent=True)
 
     def uri(self, path: str) -> str:
