@@ -26,8 +26,10 @@ VIEWS = {
 }
 
 
-def run(data: Path, mode: str = "both", failpoint: str = "", total: int = TOTAL) -> int:
-    env = {**os.environ, "HEADRACE_FAILPOINT": failpoint}
+def run(
+    data: Path, mode: str = "both", failpoint: str = "", total: int = TOTAL, tables_url: str = ""
+) -> int:
+    env = {**os.environ, "HEADRACE_FAILPOINT": failpoint, "TABLES_URL": tables_url}
     done = subprocess.run(
         [sys.executable, str(WORKER), str(data), str(total), mode],
         env=env,
@@ -40,14 +42,14 @@ def run(data: Path, mode: str = "both", failpoint: str = "", total: int = TOTAL)
     return done.returncode
 
 
-def breaches(data: Path, total: int = TOTAL) -> list[str]:
-    checker = Checker(data, "numbers", "number", VIEWS)
+def breaches(data: Path, total: int = TOTAL, tables_url: str = "") -> list[str]:
+    checker = Checker(data, "numbers", "number", VIEWS, tables_url=tables_url)
     acknowledged = Acknowledged(data / "acknowledged").read()
     assert len(acknowledged) == total
     found = checker.check(acknowledged, range(total))
-    found += keyed_breaches(data)
+    found += keyed_breaches(tables_url or data)
     log = EmbeddedLogReader(data / "log")
-    tables = DeltaTables(data, SystemClock())
+    tables = DeltaTables(tables_url or data, SystemClock())
     row = last_row(tables, tables.snapshot("system/ledger"))
     starts = {f"events/{p}": s for p, s in enumerate(log.starts("events"))}
     found += checker.check_log(starts, row.offsets)
@@ -57,10 +59,10 @@ def breaches(data: Path, total: int = TOTAL) -> list[str]:
     return found
 
 
-def keyed_breaches(data: Path) -> list[str]:
+def keyed_breaches(place: Path | str) -> list[str]:
     """Return what of the keyed table and its view is not what all rows of `numbers` come to."""
     numbers, latest, held = (
-        DeltaTable(data / name).to_pyarrow_table().to_pylist()
+        DeltaTable(f"{place}/{name}").to_pyarrow_table().to_pylist()
         for name in ("tables/numbers", "tables/latest", "views/held")
     )
     newest: dict[tuple[str, int], int] = {}

@@ -3,7 +3,8 @@
 `python worker.py DATA TOTAL MODE`: MODE `both` appends and processes, `append` only fills the log,
 `own` owns log and pipeline and appends nothing, with a horizon so short that the log is trimmed,
 `process` only owns the pipeline over a log that nobody writes. Started again, it goes on: what was
-not acknowledged is sent again under the same client-chosen id, as a client would.
+not acknowledged is sent again under the same client-chosen id, as a client would. The tables are in
+DATA, or at the URL that the variable TABLES_URL holds.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def main() -> None:
             acknowledged.add(todo[at : at + BATCH])
         log.close()
         return
-    tables = DeltaTables(data, clock)
+    tables = DeltaTables(os.environ.get("TABLES_URL") or data, clock)
     engine = Engine(threads=1)
     runner = LocalRunner(log, tables, clock, threads=1)
     keys = data / "run" / "keys"

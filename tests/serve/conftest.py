@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from dataclasses import replace
 from decimal import Decimal
 
 import httpx2
@@ -30,6 +31,7 @@ from headrace.model.schema import Field, Schema, Type
 from headrace.process.ledger import FileChange, Ledger, LedgerRow
 from headrace.serve.api import create_app
 from headrace.tables.delta import DeltaTables
+from headrace.tables.near import opened_to_read
 
 UTC = pa.timestamp("us", tz="UTC")
 T0 = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -216,11 +218,11 @@ class World:
     letter = staticmethod(letter)
     sales_schema = SALES_SCHEMA
 
-    def __init__(self, root) -> None:
+    def __init__(self, root, tables_url="") -> None:
         self.clock = SystemClock()
-        self.layout = Layout.at(root)
+        self.layout = replace(Layout.at(root), tables_url=tables_url)
         self.layout.run.mkdir(parents=True)
-        self.tables = DeltaTables(self.layout.root, self.clock)
+        self.tables = DeltaTables(self.layout.tables, self.clock)
         self.ledger = Ledger(self.tables, PLAN.name, self.clock)
         self.log = EmbeddedLog(self.layout.log, self.clock)
         self.opened = {}
@@ -308,9 +310,10 @@ def world(tmp_path):
 class Client:
     """The application, asked in process."""
 
-    def __init__(self, world, plan=PLAN, *, alone=True, **more) -> None:
+    def __init__(self, world, plan=PLAN, *, tables=None, alone=True, **more) -> None:
+        tables = tables or world.tables
         self.app = create_app(
-            plan, world.tables, world.log, world.layout, world.clock, alone=alone, **more
+            plan, tables, world.log, world.layout, world.clock, alone=alone, **more
         )
         self.runner = asyncio.Runner()
         self.http = httpx2.AsyncClient(
@@ -367,3 +370,14 @@ def make_client(world):
     yield make
     for client in made:
         client.close()
+
+
+@pytest.fixture
+def far(tmp_path, url, s3_environment):
+    """A world whose tables are on an S3 server, and its client."""
+    world = World(tmp_path / "data", url)
+    with opened_to_read(world.layout, world.clock) as tables:
+        client = Client(world, tables=tables)
+        yield world, client
+        client.close()
+    world.log.close()

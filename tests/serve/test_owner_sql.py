@@ -8,7 +8,7 @@ from headrace.serve.owner import OwnerSql
 
 @pytest.fixture
 def sql(world):
-    owner = OwnerSql(world.layout.root, world.clock)
+    owner = OwnerSql(world.layout, world.clock)
     yield owner
     owner.close()
 

@@ -84,4 +84,4 @@ def writing_log(layout: Layout, clock: Clock) -> Iterator[Log]:
 def open_tables(layout: Layout, clock: Clock) -> DeltaTables:
     """Open the tables."""
     require(layout)
-    return DeltaTables(layout.root, clock)
+    return DeltaTables(layout.tables, clock)

@@ -56,7 +56,7 @@ def reconcile(plan: Plan, layout: Layout, log: LogReader, clock: Clock) -> list[
             hint='Give it a topic for the answers: pipeline.source(..., counts="source_counts").',
             code="nothing_counted",
         )
-    with contextlib.closing(OwnerSql(layout.root, clock)) as database:
+    with contextlib.closing(OwnerSql(layout, clock)) as database:
         return [
             _reconciled(source, table, _Ours(plan, layout, database, sources), clock)
             for source in counting

@@ -57,7 +57,7 @@ def run_pipeline(
         signal.signal(number, lambda *_: supervisor.stop.set())
 
     def check() -> None:
-        tables = DeltaTables(layout.root, clock)
+        tables = DeltaTables(layout.tables, clock)
         if "process" in only:
             # A ledger that a power cut tore must be mended before the log can be held against it.
             repair(tables)

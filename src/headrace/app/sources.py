@@ -54,7 +54,7 @@ def run_role(role: Role) -> None:
     with owner_of(role) as owner, closing(RemoteLog(role.layout.log, role.layout.door)) as log:
         if owner is None:
             return
-        tables = DeltaTables(role.layout.root, role.clock)
+        tables = DeltaTables(role.layout.tables, role.clock)
         site = Site(owner, role.layout, partial(known_keys, role.plan, tables))
         ended = run_pull(
             role.plan, log, role.clock, role.stop, opened, tell, site=site, until_idle=role.drain

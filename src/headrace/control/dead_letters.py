@@ -28,10 +28,10 @@ from headrace.model.letters import (
 )
 from headrace.model.log import Log, LogReader
 from headrace.model.plan import DEAD_LETTER_SCHEMA, DEAD_LETTERS
-from headrace.model.tables import Tables
+from headrace.model.tables_to_read import TablesToRead
 
 
-def letters(tables: Tables) -> pa.Table:
+def letters(tables: TablesToRead) -> pa.Table:
     """Return every dead letter, `plan.DEAD_LETTER_SCHEMA`; empty before the first."""
     snapshot = tables.snapshot(DEAD_LETTERS)
     return DEAD_LETTER_SCHEMA.empty_table() if snapshot is None else tables.read(snapshot)
@@ -46,7 +46,7 @@ def acts(log: LogReader) -> dict[str, Act]:
 
 
 def list_letters(
-    tables: Tables,
+    tables: TablesToRead,
     log: LogReader,
     *,
     topic: str | None = None,
@@ -74,7 +74,7 @@ def list_letters(
     return rows.sort_by([("failed_at", "descending"), ("letter_id", "ascending")])
 
 
-def replay(log: Log, tables: Tables, ids: Sequence[str], clock: Clock) -> list[str]:
+def replay(log: Log, tables: TablesToRead, ids: Sequence[str], clock: Clock) -> list[str]:
     """Append the records of letters again; return the ids replayed.
 
     A decode failure's record goes to its topic as a new record, without what its client chose as
@@ -99,7 +99,9 @@ def replay(log: Log, tables: Tables, ids: Sequence[str], clock: Clock) -> list[s
     return [letter["letter_id"] for letter in found]
 
 
-def discard(log: Log, tables: Tables, ids: Sequence[str], clock: Clock, why: str = "") -> list[str]:
+def discard(
+    log: Log, tables: TablesToRead, ids: Sequence[str], clock: Clock, why: str = ""
+) -> list[str]:
     """Record that nothing will be done about letters; return their ids. Fails as `replay` does."""
     found = _open(log, tables, ids)
     for letter in found:
@@ -126,7 +128,7 @@ def _record(log: Log, letter: Mapping[str, Any], batch: Batch, act: Act) -> None
         raise _done(letter["letter_id"]) from e
 
 
-def _open(log: LogReader, tables: Tables, ids: Iterable[str]) -> list[dict[str, Any]]:
+def _open(log: LogReader, tables: TablesToRead, ids: Iterable[str]) -> list[dict[str, Any]]:
     """Return the letters of these ids; `Invalid` unless each is there and open."""
     wanted = list(dict.fromkeys(ids))
     rows = letters(tables)

@@ -16,11 +16,23 @@ class Layout:
     """The paths of one data directory; `root` is absolute."""
 
     root: Path
+    tables_url: str = ""
+    """Where tables are if not in the directory: `s3://bucket/prefix`."""
 
     @classmethod
     def at(cls, root: str | Path) -> Layout:
         """Return the layout of a directory, made absolute."""
         return cls(Path(root).expanduser().resolve())
+
+    @property
+    def tables(self) -> Path | str:
+        """Where tables are: a folder, or a storage URL."""
+        return self.tables_url or self.root
+
+    @property
+    def near(self) -> Path:
+        """Copies of files of tables that are far away, for queries: made again if they are gone."""
+        return self.run / "near"
 
     @property
     def log(self) -> Path:

@@ -10,7 +10,8 @@ raises `Fenced`, and the `Table` may only be refreshed by whoever decides that i
 Application transaction numbers (`#epoch`, `#files`) live in the commit (Delta `txn` actions).
 
 What may fail. `Fenced` as above. `Corrupt`: a commit or file is damaged in a way that repair must
-not hide. `Unavailable`: no room; the staged file or commit is not there.
+not hide. `Unavailable`: no room; the staged file or commit is not there. Or a storage over the
+network gave no answer, and the commit may be there: open the table anew before the next.
 
 What is not promised. Which txn numbers are right: comparing them is the caller's part (see
 `process/commit.py`). No consistency between two tables. A staged file that never is committed stays

@@ -34,7 +34,7 @@ def run_role(role: Role) -> None:
         progress = Progress()
         current: list[Owner] = []
         log = RemoteLog(layout.log, layout.door)
-        tables = DeltaTables(layout.root, clock)
+        tables = DeltaTables(layout.tables, clock)
         runner = LocalRunner(log, tables, clock, threads=THREADS)
         engine = Engine(threads=THREADS)
 

@@ -22,7 +22,7 @@ from headrace.model.errors import Corrupt, HeadraceError, Internal
 from headrace.model.layout import Layout
 from headrace.model.log import Log
 from headrace.model.plan import Plan
-from headrace.model.tables import Tables
+from headrace.model.tables_to_read import TablesToRead
 from headrace.serve.access import Access, scope_of
 from headrace.serve.dashboard import Dashboard, asset, dashboard_paths
 from headrace.serve.documentation import documentation_page
@@ -31,11 +31,12 @@ from headrace.serve.errors import error_response, on_http_exception
 from headrace.serve.letters import LetterActs, LetterEndpoints
 from headrace.serve.metrics import Metrics
 from headrace.serve.openapi import openapi
-from headrace.serve.query import Engine
+from headrace.serve.query import Engine, Fetch, at_hand
 from headrace.serve.reading import Readings
 from headrace.serve.relations import Catalog, Snapshots
 from headrace.serve.sources import SourceEndpoints, SourceParts
 from headrace.serve.tokens import TokenEndpoints
+from headrace.tables.near import NearTables
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -65,7 +66,7 @@ _log = logging.getLogger("headrace.serve")
 
 def create_app(
     plan: Plan,
-    tables: Tables,
+    tables: TablesToRead,
     log: Log,
     layout: Layout,
     clock: Clock,
@@ -84,9 +85,9 @@ def create_app(
     if plan.options.tokens != (tokens is not None):
         raise Internal("The plan asks for tokens, and there is nothing to judge them by")
     memory_bytes = min(MEMORY_BYTES_MAX, psutil.virtual_memory().total // MEMORY_SHARE)
-    engine = Engine(os.cpu_count() or 1, memory_bytes)
+    engine = Engine(os.cpu_count() or 1, memory_bytes, _fetch_of(tables))
     acts = LetterActs(log, tables, clock)
-    catalog = Catalog(plan, Snapshots(layout.root, tables), acts.all)
+    catalog = Catalog(plan, _snapshots_of(tables, layout), acts.all)
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
     letters = LetterEndpoints(readings, acts)
@@ -133,6 +134,15 @@ def create_app(
     app.state.engine = engine
     app.state.readings = readings
     return app
+
+
+def _snapshots_of(tables: TablesToRead, layout: Layout) -> Snapshots:
+    return Snapshots(None if layout.tables_url else layout.root, tables)
+
+
+def _fetch_of(tables: TablesToRead) -> Fetch:
+    """Return what brings the files of snapshots to where they are read."""
+    return tables.fetch if isinstance(tables, NearTables) else at_hand
 
 
 def _own_handlers(

@@ -26,7 +26,9 @@ def query_health(session: Session, snapshots: Snapshots) -> dict[str, object]:
     if snapshot is None or not snapshot.files:
         session.select("SELECT 0 AS epoch")
         return {"healthy": True, "epoch": 0}
-    file = literal(path_of(snapshot, snapshot.files[-1]))
+    newest = snapshot.files[-1]
+    session.fetch(snapshot, [newest])
+    file = literal(path_of(snapshot, newest))
     answer = session.select(f"SELECT max(epoch) AS epoch FROM read_parquet([{file}])")
     return {"healthy": True, "epoch": answer.column("epoch")[0].as_py()}
 

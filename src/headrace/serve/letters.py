@@ -21,7 +21,7 @@ from headrace.model.clock import Clock, rfc3339
 from headrace.model.errors import HeadraceError
 from headrace.model.letters import Act
 from headrace.model.log import Log
-from headrace.model.tables import Tables
+from headrace.model.tables_to_read import TablesToRead
 from headrace.serve.arguments import Arguments
 from headrace.serve.bodies import read_body
 from headrace.serve.endpoints import json_response
@@ -49,7 +49,7 @@ class Discarded(Chosen, forbid_unknown_fields=True):
 class LetterActs:
     """What was done about letters, and doing it; safe to use from many threads."""
 
-    def __init__(self, log: Log, tables: Tables, clock: Clock) -> None:
+    def __init__(self, log: Log, tables: TablesToRead, clock: Clock) -> None:
         self._log = log
         self._tables = tables
         self._clock = clock

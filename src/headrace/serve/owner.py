@@ -5,8 +5,8 @@ Nothing is sandboxed here: who can run this can read the files anyway.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -14,10 +14,11 @@ import pyarrow as pa
 from headrace.define.types import quoted
 from headrace.model.clock import Clock
 from headrace.model.errors import HeadraceError, Invalid
+from headrace.model.layout import Layout
 from headrace.model.plan import DEAD_LETTERS, KNOWN_IDS, LEDGER
 from headrace.serve.query import SETTINGS, failure, with_distinct_names
 from headrace.serve.relations import Relation, columns_of
-from headrace.tables.delta import DeltaTables
+from headrace.tables.near import NearTables, opened_to_read
 
 SYSTEM = {"dead_letters": DEAD_LETTERS, "known_ids": KNOWN_IDS, "ledger": LEDGER}
 """Bare name → storage name of the pipeline's own tables."""
@@ -32,8 +33,9 @@ class OwnerSql:
     use from two threads, except `interrupt`.
     """
 
-    def __init__(self, data_dir: Path, clock: Clock) -> None:
-        self._tables = DeltaTables(data_dir, clock)
+    def __init__(self, layout: Layout, clock: Clock) -> None:
+        self._open = contextlib.ExitStack()
+        self._tables = self._open.enter_context(opened_to_read(layout, clock))
         self._connection = duckdb.connect(":memory:", config=SETTINGS)
         self._connection.execute("SET TimeZone = 'UTC'")
         for schema in SCHEMAS:
@@ -72,6 +74,7 @@ class OwnerSql:
     def close(self) -> None:
         """Release what is held."""
         self._connection.close()
+        self._open.close()
 
     def _check(self, sql: str) -> None:
         try:
@@ -120,6 +123,8 @@ class OwnerSql:
         identity = (snapshot.table_id, snapshot.version)
         if self._made.get(written) == identity:
             return
+        if isinstance(self._tables, NearTables):
+            self._tables.fetch(snapshot)
         columns = columns_of(snapshot.schema)
         select = Relation(written, storage, storage, (), columns, (), snapshot).select()
         self._connection.execute(f"CREATE OR REPLACE VIEW {written} AS {select}")

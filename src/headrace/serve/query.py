@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from headrace.define.types import quoted
 from headrace.model.errors import Closed, Corrupt, HeadraceError, Internal, Invalid, Unavailable
+from headrace.model.tables import DataFile, Snapshot
 from headrace.serve.relations import Identity, Relation
 
 T = TypeVar("T")
@@ -46,11 +47,20 @@ WAITING_MAX = 512
 """Requests that wait for a thread at once; more are told to come back."""
 
 
+Fetch = Callable[[Snapshot, Sequence[DataFile]], None]
+"""Makes files of a snapshot readable under its `root`, before DuckDB is told to read them."""
+
+
+def at_hand(_snapshot: Snapshot, _files: Sequence[DataFile]) -> None:
+    """Do nothing: files of tables on the local disk are where they are read."""
+
+
 class Session:
     """A connection of one thread, and the work that may be interrupted on it."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, fetch: Fetch) -> None:
         self.connection = connection
+        self.fetch = fetch
         self._known: dict[str, tuple[Identity, Kind]] = {}
 
     def prepare(self, relations: Sequence[Relation]) -> None:
@@ -68,6 +78,8 @@ class Session:
 
     def _make(self, relation: Relation, kind: Kind) -> None:
         name = quoted(relation.name)
+        if relation.snapshot is not None:
+            self.fetch(relation.snapshot, relation.snapshot.files)
         try:
             if relation.name in self._known:
                 self.connection.execute(f"DROP {self._known[relation.name][1]} temp.{name}")
@@ -114,7 +126,8 @@ class Session:
 class Engine:
     """Threads with a session each; used from one event loop."""
 
-    def __init__(self, threads: int, memory_bytes: int) -> None:
+    def __init__(self, threads: int, memory_bytes: int, fetch: Fetch = at_hand) -> None:
+        self._fetch = fetch
         self._database = duckdb.connect(
             ":memory:",
             config={**SETTINGS, "threads": str(threads), "memory_limit": f"{memory_bytes}B"},
@@ -187,7 +200,7 @@ class Engine:
     def _on_thread(self, task: _Task[T]) -> T:
         session = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = Session(self._database.cursor())
+            session = self._local.session = Session(self._database.cursor(), self._fetch)
         with self._idle:
             if self._closed:
                 raise stopping()

@@ -2,7 +2,8 @@
 
 A snapshot is kept for as long as it is the newest. Whether it still is costs two `stat` calls: the
 time of the table's `_delta_log` folder, which changes with every entry made or removed there, and
-the name of the next commit, for a commit within the same tick of the file system's clock.
+the name of the next commit, for a commit within the same tick of the file system's clock. Of tables
+far away the reader says which is the newest, as often as it sees fit to ask.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ class Relation:
 class Snapshots:
     """The newest snapshot of each table, read again only when there is a newer one."""
 
-    def __init__(self, data_dir: Path, reader: Reader) -> None:
+    def __init__(self, data_dir: Path | None, reader: Reader) -> None:
+        """`data_dir` is where the tables' folders are; None if that is no place of this machine."""
         self.reader = reader
         self._data_dir = data_dir
         self._lock = threading.Lock()
@@ -121,6 +123,8 @@ class Snapshots:
         """Return a table's newest snapshot; None if there is no such table."""
         with self._lock:
             lock = self._locks.setdefault(storage, threading.Lock())
+        if self._data_dir is None:
+            return self.reader.snapshot(storage)
         log = self._data_dir / storage / "_delta_log"
         with lock:
             # The mark is taken before the snapshot is read: a commit in between is seen next time.

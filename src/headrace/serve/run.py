@@ -28,7 +28,7 @@ from headrace.model.role import Role
 from headrace.serve.api import Tokens, create_app
 from headrace.serve.query import Engine
 from headrace.serve.sources import SourceParts
-from headrace.tables.delta import DeltaTables
+from headrace.tables.near import opened_to_read
 
 GRACE_S = 1.0
 """How long queries under way may go on once the role is to stop, seconds."""
@@ -81,7 +81,7 @@ def run_serve(
         )
         reader = stack.enter_context(closing(EmbeddedLogReader(layout.log)))
         tokens = Tokens(Admission(reader, clock), tokens_log) if plan.options.tokens else None
-        tables = DeltaTables(layout.root, clock)
+        tables = stack.enter_context(opened_to_read(layout, clock))
         sources = SourceParts(options_of, sources_log) if options_of is not None else None
         alone = host is not None
         app = create_app(

@@ -24,7 +24,7 @@ from headrace.tables import checkpoint, log_entries, log_state, parquet
 from headrace.tables.log_entries import Add, CommitInfo, Entry, MetaData, Remove, Txn
 from headrace.tables.log_state import LogState
 from headrace.tables.schema import merge, normalise, normalise_rows, to_delta
-from headrace.tables.storage import TEMPORARY, LocalStorage, Storage
+from headrace.tables.storage import TEMPORARY, Storage, open_storage
 
 _ENGINE = f"Headrace/{importlib.metadata.version('headrace')}"
 
@@ -179,9 +179,9 @@ class _Reader:
 class DeltaTables:
     """All tables of a data directory; see `model.tables.Tables`."""
 
-    def __init__(self, root: Path, clock: Clock, *, storage: Storage | None = None) -> None:
-        """Use the folder `root` of the local disk, or another `storage`."""
-        self.storage: Storage = storage if storage is not None else LocalStorage(root, clock)
+    def __init__(self, root: Path | str, clock: Clock, *, storage: Storage | None = None) -> None:
+        """Use a folder, or a URL such as `s3://bucket/prefix`, or a `storage` made elsewhere."""
+        self.storage: Storage = storage if storage is not None else open_storage(root, clock)
         self._clock = clock
         self._readers: dict[str, _Reader] = {}
         self._readers_lock = threading.Lock()
@@ -202,6 +202,8 @@ class DeltaTables:
         """See `Tables`."""
         if self._exists(name):
             raise Fenced(f"{name} exists already", hint="Open it")
+        if not self.storage.drops_at_once:
+            log_state.clear_remainder(self.storage, name)
         now_ms = self._clock.now_us() // 1000
         meta_data = MetaData(
             id=str(uuid.UUID(bytes=self._clock.new_id())),
@@ -281,11 +283,15 @@ class DeltaTables:
 
     def drop(self, name: str) -> None:
         """See `Tables`."""
+        if not self.storage.drops_at_once:
+            log_state.take_apart(self.storage, name)
         self.storage.delete_folder(name)
         with self._readers_lock:
             self._readers.pop(name, None)
 
     def _exists(self, name: str) -> bool:
+        if not self.storage.drops_at_once:
+            return not log_state.is_remainder(*log_state.list_log(self.storage, name))
         # Version 0 is the first that log clean-up removes, and only after a checkpoint; a log
         # with neither is damaged, and still not free to be written over.
         return (
@@ -334,7 +340,8 @@ def put_commit(storage: Storage, name: str, version: int, entries: Sequence[Entr
     1. create the version exclusively and durably;
     2. look whether the version below is still there. Log clean-up removes the lowest first and
        never the newest, so if it is not, the name was free because another owner had made it,
-       checkpointed it and cleaned it away, and readers never look there.
+       checkpointed it and cleaned it away, and readers never look there; or because the table was
+       dropped. It is taken back, lest it stands in the way of a table made anew.
     """
     path = log_entries.commit_path(name, version)
     storage.put_new(path, log_entries.encode(entries), new_folder=version == 0)  # 1
@@ -343,6 +350,7 @@ def put_commit(storage: Storage, name: str, version: int, entries: Sequence[Entr
     else:
         stands = not storage.exists(log_entries.last_checkpoint_path(name))
     if not stands:
+        storage.delete(path)
         raise Fenced(
             f"Another owner has taken {name} past version {version}",
             hint="Stop this process: its work from here on would be lost",

@@ -7,6 +7,8 @@ with the number of commits that are kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,6 +102,8 @@ def load(storage: Storage, name: str, version: int | None = None) -> LogState | 
     for _ in range(_TRIES):
         commits, checkpoints = list_log(storage, name)
         state = LogState(name, storage.uri(name))
+        if not storage.drops_at_once and is_remainder(commits, checkpoints):
+            return None
         base = max((c for c in checkpoints if version is None or c <= version), default=None)
         if base is not None:
             if not storage.exists(log_entries.checkpoint_path(name, base)):
@@ -168,6 +172,39 @@ def list_log(storage: Storage, name: str) -> tuple[list[int], list[int]]:
         elif stem.isdecimal() and f".{kind}" == _CHECKPOINT_SUFFIX:
             checkpoints.append(int(stem))
     return commits, checkpoints
+
+
+def is_remainder(commits: Sequence[int], checkpoints: Sequence[int]) -> bool:
+    """Return whether a log is what an unfinished drop leaves, or nothing: it has no beginning."""
+    return not checkpoints and (not commits or commits[0] > 0)
+
+
+def take_apart(storage: Storage, name: str) -> None:
+    """Remove a table's log entry by entry, so that it is whole or gone whenever that breaks off.
+
+    Without the checkpoints it is whole as long as its commits reach back to version 0, and gone
+    otherwise; so they go first, and then the commits, the oldest before all others.
+    """
+    commits, checkpoints = list_log(storage, name)
+    storage.delete(log_entries.last_checkpoint_path(name))
+    for version in checkpoints:
+        storage.delete(log_entries.checkpoint_path(name, version))
+    for version in commits:
+        storage.delete(log_entries.commit_path(name, version))
+
+
+def clear_remainder(storage: Storage, name: str) -> None:
+    """Remove what an unfinished drop left of a log, so that a table can be made there.
+
+    Of two that do so at once neither removes what the other has made: that begins with version 0,
+    which was not there after the names were listed.
+    """
+    commits, checkpoints = list_log(storage, name)
+    if not is_remainder(commits, checkpoints) or storage.exists(log_entries.commit_path(name, 0)):
+        return
+    for version in commits:
+        storage.delete(log_entries.commit_path(name, version))
+    storage.delete(log_entries.last_checkpoint_path(name))
 
 
 def data_file(add: Add) -> DataFile:

@@ -4,6 +4,9 @@ Only for the holder of the data directory's lock, before anything else opens a t
 ours are durable before they are visible, so a damaged one is the work of a failing disk or of
 another program; still it is looked for, because a damaged commit that is followed by another would
 lose rows silently.
+
+Object storage tears nothing, and nobody holds a lock there: another owner may be at work. So what
+lies there is never repaired, and damage is `Corrupt` to whoever reads it.
 """
 
 from __future__ import annotations
@@ -31,8 +34,9 @@ def repair(tables: DeltaTables) -> list[str]:
 
     Damage that is followed by a later commit, and a hole in the log, are `Corrupt`.
     """
-    if isinstance(tables.storage, LocalStorage):
-        tables.storage.clear_temporary()  # 1
+    if not isinstance(tables.storage, LocalStorage):
+        return []
+    tables.storage.clear_temporary()  # 1
     cut_back = []
     for name in tables.names():
         base_version = _repair_checkpoints(tables.storage, name)  # 2

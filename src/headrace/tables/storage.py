@@ -1,5 +1,7 @@
 """Where tables lie: a few durable operations on named bytes, and the local disk as the first.
 
+Object storage is in `tables/objects.py`, HDFS in `tables/hdfs.py`.
+
 Names are relative, with `/` between parts. What holds for every storage:
 
 - `put_new` is exclusive and atomic: exactly one of two callers gets the name, the other `Fenced`,
@@ -7,8 +9,9 @@ Names are relative, with `/` between parts. What holds for every storage:
 - `put_new`, `put` and `create` are durable when they return.
 - A folder is made with the first name in it.
 
-`Unavailable` means that there is no room and that nothing was kept; `Corrupt` that the device
-failed, after which only a restart can tell what is stored.
+`Unavailable` means that there is no room and that nothing was kept, or that a storage far away gave
+no answer: then whoever goes on first reads what is stored. `Corrupt` means that the device failed,
+after which only a restart can tell what is stored.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +33,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from headrace.model.clock import Clock
-from headrace.model.errors import Corrupt, Fenced, HeadraceError, Internal, Unavailable
+from headrace.model.errors import Corrupt, Fenced, HeadraceError, Internal, Invalid, Unavailable
 from headrace.model.failpoint import failpoint
 
 TEMPORARY = ".tmp"
@@ -46,6 +50,10 @@ class Stored:
 
 class Storage(Protocol):
     """Durable operations on named bytes; safe to use from many threads."""
+
+    @property
+    def drops_at_once(self) -> bool:
+        """Whether `delete_folder` takes the folder's name away at once, or name after name."""
 
     def uri(self, path: str) -> str:
         """Return how other programs name `path`: absolute, or a URL."""
@@ -81,7 +89,10 @@ class Storage(Protocol):
         """Remove a name; nothing if there is none. A power cut may bring it back."""
 
     def delete_folder(self, folder: str) -> None:
-        """Remove a folder and all in it, first its name, at once; nothing if there is none."""
+        """Remove a folder and all in it; nothing if there is none.
+
+        First its name, at once, if the storage `drops_at_once`; else in no order.
+        """
 
     def size(self, path: str) -> int | None:
         """Return how many bytes a name holds; None if there is no such name."""
@@ -107,6 +118,8 @@ class LocalStorage:
 
     `fsync` is replaced only by the test which shows that the power-cut test would notice.
     """
+
+    drops_at_once = True
 
     def __init__(self, root: Path, clock: Clock, *, fsync: Callable[[int], None] = fsync) -> None:
         """Use the folder `root`, made if it is missing."""
@@ -338,6 +351,32 @@ class LocalStorage:
                 f"{path.name} is visible, but could not be made durable: {e.strerror}",
                 hint="Stop, check the disk, start again: a second fsync would lie",
             ) from e
+
+
+def open_storage(
+    place: Path | str, clock: Clock, options: Mapping[str, str] | None = None
+) -> Storage:
+    """Return the storage at a folder or a URL: `s3://bucket/prefix`, `hdfs://host:port/folder`.
+
+    `options` are those of `objects.ObjectStorage`; HDFS has none. `Invalid` if the URL is not
+    understood, or if what is needed for it is not installed.
+    """
+    if isinstance(place, Path) or "://" not in place:
+        return LocalStorage(Path(place), clock)
+    extra = "hdfs" if place.startswith("hdfs://") else "s3"
+    storage: Storage
+    try:
+        if extra == "hdfs":
+            storage = importlib.import_module("headrace.tables.hdfs").HdfsStorage(place, clock)
+        else:
+            objects = importlib.import_module("headrace.tables.objects")
+            storage = objects.ObjectStorage(place, clock, options)
+    except ModuleNotFoundError as e:
+        raise Invalid(
+            f"{place} needs a library that is not installed: {e.name}",
+            hint=f"pip install 'headrace[{extra}]'",
+        ) from e
+    return storage
 
 
 def _failure(path: str, error: OSError) -> HeadraceError:

@@ -59,6 +59,8 @@ class Checker:
     views: Mapping[str, str] = field(default_factory=dict)
     """View → SELECT over the relation `rows`, its columns in the order of the view's."""
     versions: dict[str, int] = field(default_factory=dict)
+    tables_url: str = ""
+    """Where the tables are if not in `data`; its address and keys are in the environment."""
 
     def check(self, acknowledged: Iterable[int], sent: Iterable[int]) -> list[str]:
         """Return every breach that is found, as sentences; empty when all holds."""
@@ -94,10 +96,9 @@ class Checker:
 
     def _opens(self) -> list[str]:
         breaches = []
-        for found in sorted(self.data.glob("*/*/_delta_log")):
-            name = str(found.parent.relative_to(self.data))
+        for name in self._names():
             try:
-                table = DeltaTable(found.parent)
+                table = DeltaTable(self._at(name))
                 table.to_pyarrow_table()
             except Exception as e:  # noqa: BLE001 - whatever a reader meets is the finding
                 breaches.append(f"I5: {name} does not open: {e}")
@@ -108,23 +109,33 @@ class Checker:
             self.versions[name] = table.version()
         return breaches
 
+    def _names(self) -> list[str]:
+        if self.tables_url:
+            views = [f"views/{name}" for name in self.views]
+            return [f"tables/{self.table}", *views, "system/ledger"]
+        found = sorted(self.data.glob("*/*/_delta_log"))
+        return [str(log.parent.relative_to(self.data)) for log in found]
+
+    def _at(self, name: str) -> str:
+        return f"{self.tables_url or self.data}/{name}"
+
     def _query(self, sql: str) -> list[tuple[object, ...]]:
-        rows = DeltaTable(self.data / "tables" / self.table).to_pyarrow_table()
+        rows = DeltaTable(self._at(f"tables/{self.table}")).to_pyarrow_table()
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.register("rows", rows)
             return connection.execute(sql).fetchall()
 
     def _query_view(self, name: str) -> list[tuple[object, ...]]:
-        rows = DeltaTable(self.data / "views" / name).to_pyarrow_table()
+        rows = DeltaTable(self._at(f"views/{name}")).to_pyarrow_table()
         with duckdb.connect() as connection:
             connection.execute("SET TimeZone = 'UTC'")
             connection.register("view_rows", rows)
             return connection.execute("SELECT * FROM view_rows").fetchall()
 
     def _dead_values(self) -> list[bytes]:
-        letters = self.data / "system" / "dead_letters"
-        if not letters.exists():
+        letters = self._at("system/dead_letters")
+        if not DeltaTable.is_deltatable(letters):
             return []
         return DeltaTable(letters).to_pyarrow_table().column("value").to_pylist()
 

@@ -63,7 +63,7 @@ def plan(pipeline: Path, layout: Layout, *, as_json: bool) -> None:
 
 def beginnings(compiled: Plan, layout: Layout) -> dict[str, str]:
     """Return for each output, by storage name, where it begins on a data directory."""
-    tables = DeltaTables(layout.root, SystemClock()) if layout.root.is_dir() else None
+    tables = DeltaTables(layout.tables, SystemClock()) if layout.root.is_dir() else None
     offsets = _offsets(tables)
     begins = {}
     for table in compiled.tables:

@@ -39,7 +39,7 @@ def sql(query: str | None, layout: Layout, *, as_json: bool) -> None:
     With --json the rows are printed as a list of objects.
     """
     require(layout)
-    with contextlib.closing(OwnerSql(layout.root, SystemClock())) as database:
+    with contextlib.closing(OwnerSql(layout, SystemClock())) as database:
         if query is not None:
             _show(database.query(query), as_json=as_json)
         elif sys.stdin.isatty():
