@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.timeout(900),  # the first test may download Hadoop
     pytest.mark.skipif(
         "HEADRACE_TEST_HDFS" not in os.environ,
-        reason="a durable put to HDFS takes long: set HEADRACE_TEST_HDFS=1 to run these two minutes",
+        reason="a durable put to HDFS takes long: HEADRACE_TEST_HDFS=1 runs these two minutes",
     ),
 ]
 FOLDERS = itertools.count()
