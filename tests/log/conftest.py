@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import sys
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from kafka_place import KafkaPlace
 
-from headrace.app.cluster import brokers
-from headrace.app.cluster.jars import missing
 from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
 from headrace.log.remote import RemoteLog
 from headrace.log.wire import serve_door
@@ -93,38 +88,9 @@ def log(tiny):
         yield log
 
 
-@pytest.fixture(scope="session")
-def kafka_folder(tmp_path_factory):
-    """The folder of the one Kafka cluster of a test run, which runs while the tests do.
-
-    Where tests run in several processes, the first one to want it starts it for all; its keeper
-    stops it once the process that started those has ended. `HEADRACE_TEST_CLUSTER` names the folder
-    of one that runs already, and goes on running.
-    """
-    reason = missing("kafka")
-    if reason:
-        pytest.skip(reason)
-    named = os.environ.get("HEADRACE_TEST_CLUSTER")
-    if named:
-        yield Path(named)
-        return
-    base = tmp_path_factory.getbasetemp()
-    is_shared = "PYTEST_XDIST_WORKER" in os.environ
-    folder = (base.parent if is_shared else base) / "kafka"
-    folder.mkdir(exist_ok=True)
-    with (folder / "start.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if brokers.running(folder) is None:
-            until_pid = os.getppid() if is_shared else os.getpid()
-            brokers.up(folder, SystemClock(), until_pid=until_pid)
-    yield folder
-    if not is_shared:
-        brokers.down(folder)
-
-
 @pytest.fixture
-def kafka_place(kafka_folder):
-    place = KafkaPlace(brokers.running(kafka_folder))
+def kafka_place(kafka):
+    place = KafkaPlace(kafka)
     yield place
     place.wipe()
 

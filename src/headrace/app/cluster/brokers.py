@@ -9,6 +9,7 @@ tried. It is no production cluster: all three share one machine and one disk.
 from __future__ import annotations
 
 import base64
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from headrace.app.cluster.keeper import LOCK, PIDS, PROGRAMS, STOP_S_MAX, Progra
 from headrace.control.files import replace
 from headrace.log.kafka import Kafka, nodes_of
 from headrace.model.clock import Clock
-from headrace.model.errors import Unavailable
+from headrace.model.errors import Invalid, Unavailable
 
 HOST = "127.0.0.1"
 NODES = 3
@@ -108,6 +109,15 @@ def pids(folder: Path) -> dict[str, int]:
         return msgspec.json.decode((folder / PIDS).read_bytes(), type=dict[str, int])
     except FileNotFoundError:
         return {}
+
+
+def start_missing(folder: Path, clock: Clock) -> None:
+    """Start those nodes of a running cluster again that have ended, and wait for them."""
+    keeper, cluster = _keeper(folder), _cluster(folder)
+    if keeper is None or cluster is None:
+        raise Invalid(f"No cluster runs in {folder}", code="cluster_down")
+    keeper.send_signal(signal.SIGHUP)
+    wait_until_ready(cluster, clock)
 
 
 def wait_until_ready(cluster: Cluster, clock: Clock, nodes: int = NODES) -> None:
