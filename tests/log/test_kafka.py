@@ -96,7 +96,8 @@ def test_offsets_that_are_missing_are_passed_over(kafka_place, log):
 def test_what_kafka_deleted_is_trimmed_not_empty(kafka_place, log):
     log.append("events", values(b"0", b"1", b"2"))
     name = kafka_place.kafka.prefix + "events"
-    (answer,) = kafka_place.admin().delete_records([TopicPartition(name, 0, 2)]).values()
+    admin = kafka_place.admin()
+    (answer,) = admin.delete_records([TopicPartition(name, 0, 2)]).values()
     answer.result()
     assert log.starts("events") == [2]
     assert expect_error(Invalid, lambda: read_values(log, "events")).code == "offset_trimmed"
@@ -108,6 +109,7 @@ def test_what_kafka_deleted_is_trimmed_not_empty(kafka_place, log):
 def test_a_topic_can_change_under_another_process(kafka_place, log):
     """Deleted and made again elsewhere, it is written and read by its new partitions."""
     log.append("events", values(b"old"))
+    assert read_values(log, "events") == [b"old"]
     with closing(kafka_place.open()) as other:
         other.delete("events")
         made = other.create("events", 3)
@@ -115,7 +117,8 @@ def test_a_topic_can_change_under_another_process(kafka_place, log):
         log._infos.clear()  # as after INFO_S_MAX
         for _ in range(3):
             log.append("events", values(b"new"))
-        assert [read_values(other, "events", p) for p in range(3)] == [[b"new"]] * 3
+        for each in (log, other):
+            assert [read_values(each, "events", p) for p in range(3)] == [[b"new"]] * 3
 
 
 def test_a_topic_that_kafka_allows_no_name_is_invalid(log):

@@ -66,7 +66,8 @@ class Kafka:
         """Return a topic's name in Kafka; `Invalid` if Kafka allows none such."""
         name = self.prefix + topic
         plain = name.replace("_", "a").replace("-", "a").replace(".", "a")
-        if not (plain.isascii() and plain.isalnum() and len(name) <= _NAME_LENGTH_MAX):
+        is_plain = plain.isascii() and plain.isalnum()
+        if not (topic and is_plain and len(name) <= _NAME_LENGTH_MAX):
             raise Invalid(
                 f"Kafka allows no topic {name}",
                 hint="up to 249 letters, digits, dots, dashes and underscores",
@@ -120,19 +121,25 @@ class Admin:
         """Return each partition's end, or its start."""
         spec = OffsetSpec.latest() if latest else OffsetSpec.earliest()
         places = [TopicPartition(self._kafka.name_of(topic), p) for p in range(partitions)]
-        return self._offsets(places, spec)
+        return self._offsets(places, spec)[0]
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Return a partition's start and end."""
+        place = [TopicPartition(self._kafka.name_of(topic), partition)]
+        (start,), (end,) = self._offsets(place, OffsetSpec.earliest(), OffsetSpec.latest())
+        return start, end
 
     def ends(self, topics: Sequence[TopicInfo]) -> list[int]:
         """Return the ends of all partitions of many topics and of the state, one after another."""
         names = {self._kafka.name_of(info.name): info.partitions for info in topics}
         places = [TopicPartition(name, p) for name, n in names.items() for p in range(n)]
-        return self._offsets(places, OffsetSpec.latest())
+        return self._offsets(places, OffsetSpec.latest())[0]
 
     def bound(self, name: str, *, latest: bool) -> int | None:
         """Return the end or the start of a topic with one partition; None if there is no such."""
         spec = OffsetSpec.latest() if latest else OffsetSpec.earliest()
         try:
-            (offset,) = self._offsets([TopicPartition(name, 0)], spec)
+            ((offset,),) = self._offsets([TopicPartition(name, 0)], spec)
         except Invalid as error:
             if error.code == "unknown_topic":
                 return None
@@ -205,18 +212,22 @@ class Admin:
             return False
         return True
 
-    def _offsets(self, places: Sequence[TopicPartition], spec: OffsetSpec) -> list[int]:
+    def _offsets(self, places: Sequence[TopicPartition], *specs: OffsetSpec) -> list[list[int]]:
+        """Return the offsets that each of `specs` names, for all places."""
         if not places:
-            return []
+            return [[] for _ in specs]
 
-        def ask(client: AdminClient) -> list[int]:
-            futures = client.list_offsets(
-                dict.fromkeys(places, spec),
-                isolation_level=IsolationLevel.READ_COMMITTED,
-                request_timeout=self._s,
-            )
+        def ask(client: AdminClient) -> list[list[int]]:
+            answers = [
+                client.list_offsets(
+                    dict.fromkeys(places, spec),
+                    isolation_level=IsolationLevel.READ_COMMITTED,
+                    request_timeout=self._s,
+                )
+                for spec in specs
+            ]
             try:
-                return [futures[place].result().offset for place in places]
+                return [[answer[place].result().offset for place in places] for answer in answers]
             except KafkaException as error:
                 # The client says this of a topic without leaders, and of one that is not there.
                 if error.args[0].code() != KafkaError._NOENT:  # noqa: SLF001 - the code's name

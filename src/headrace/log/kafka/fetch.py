@@ -33,13 +33,13 @@ class Fetcher:
     def close(self) -> None:
         """Let the connections go; later fetches raise `Closed`."""
         self._is_closed = True
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as if nothing were known of any topic."""
         if self._consumer is not None:
             self._consumer.close()
-            self._consumer = None
-
-    def forget(self) -> None:
-        """Begin the next fetch anew, also where it would go on from the last one."""
-        self._at = None
+        self._consumer, self._at, self.record_bytes = None, None, 0.0
 
     def fetch(
         self, name: str, partition: int, start: int, end: int, *, bytes_max: int = BYTES_MAX

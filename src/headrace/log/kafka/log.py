@@ -217,7 +217,9 @@ class KafkaLog(KafkaLogReader):
         info, asked_s = self._infos.get(topic, (None, 0.0))
         now_s = self._clock.monotonic_s()
         if info is None or now_s - asked_s > INFO_S_MAX:
-            info = self._admin.topic(topic)
+            known, info = info, self._admin.topic(topic)
+            if known is None or known.incarnation != info.incarnation:
+                self._sending.learn(self._kafka.name_of(topic))
             self._infos[topic] = (info, now_s)
         return info
 

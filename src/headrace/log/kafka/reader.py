@@ -38,6 +38,8 @@ class KafkaLogReader:
         self._clock = clock
         self._admin = Admin(kafka, clock)
         self._fetcher = Fetcher(kafka, clock)
+        self._read_from: dict[str, str] = {}
+        """Incarnations of the topics that the fetcher has read."""
         self._own_sender: Sender | None = None
         self._state = StateLog(kafka, clock, self._admin, self._sender)
 
@@ -63,8 +65,8 @@ class KafkaLogReader:
 
     def size_between(self, topic: str, partition: int, start: int, end: int) -> int:
         """See `LogReader`; what was read last tells how large a record is."""
-        info = self._info(topic, partition)
-        low, high = self._bounds(info, partition)
+        self._info(topic, partition)
+        low, high = self._admin.bounds(topic, partition)
         count = min(end, high) - max(start, low)
         if count <= 0:
             return 0
@@ -88,7 +90,7 @@ class KafkaLogReader:
         info = self._info(topic, partition)
         if start >= end:
             return
-        low, high = self._bounds(info, partition)
+        low, high = self._admin.bounds(topic, partition)
         if start < low:
             raise Invalid(
                 f"Offset {start} of {topic}/{partition} was trimmed; {low} is the first",
@@ -97,7 +99,6 @@ class KafkaLogReader:
             )
         name = self._kafka.name_of(topic)
         at, end, left_bytes = start, min(end, high), bytes_max
-        self._fetcher.forget()
         while at < end and left_bytes >= 0:
             found, at = self._fetcher.fetch(
                 name, partition, at, end, bytes_max=min(BYTES_MAX, left_bytes)
@@ -132,12 +133,11 @@ class KafkaLogReader:
                 f"The topic {topic} has partitions 0 to {info.partitions - 1}, not {partition}",
                 code="unknown_partition",
             )
+        if self._read_from.setdefault(topic, info.incarnation) != info.incarnation:
+            # The client may go on from what it knew of the topic that had this name before.
+            self._fetcher.reset()
+            self._read_from = {topic: info.incarnation}
         return info
-
-    def _bounds(self, info: TopicInfo, partition: int) -> tuple[int, int]:
-        low = self._admin.offsets(info.name, info.partitions, latest=False)[partition]
-        high = self._admin.offsets(info.name, info.partitions, latest=True)[partition]
-        return low, high
 
     def _visible(self, decoded: Decoded) -> pa.RecordBatch:
         """Return records without those of acts that were aborted."""

@@ -129,6 +129,13 @@ class Sender:
                 raise self._failure(_reason(error), name) from error
         return result.result()
 
+    def learn(self, name: str) -> None:
+        """Have the client learn anew what partitions a topic has, and where."""
+        try:
+            self._producer.list_topics(name, self._kafka.timeout_s)
+        except KafkaException as error:
+            raise meaning(error.args[0], name) from error
+
     def tell_later(self, act: Callable[[], None]) -> None:
         """Call `act` on this sender's thread."""
         with self._lock:
