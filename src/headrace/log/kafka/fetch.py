@@ -14,14 +14,21 @@ BYTES_MAX = 8 << 20
 FIRST_MESSAGES = 256
 """So many are asked for while it is not known how large they are."""
 WAIT_S = 0.5
-PREFETCH_KB = 16 << 10
+LINGER_MS = 10
+PREFETCH_KB = 4 << 10
+"""What the client fetches ahead, which is lost when a read ends: it knows no ranges."""
 
 
 class Fetcher:
-    """A consumer that belongs to no group; for one thread at a time."""
+    """A consumer that belongs to no group; for one thread at a time.
 
-    def __init__(self, kafka: Kafka, clock: Clock) -> None:
+    A broker holds a question to which it has no records yet for `linger_ms`, and whoever turns to
+    another place meanwhile waits that long: so it is long only for one who stays in one place.
+    """
+
+    def __init__(self, kafka: Kafka, clock: Clock, *, linger_ms: int = LINGER_MS) -> None:
         self._kafka = kafka
+        self._linger_ms = linger_ms
         self._clock = clock
         self._consumer: Consumer | None = None
         self._at: tuple[str, int, int] | None = None
@@ -34,6 +41,12 @@ class Fetcher:
         """Let the connections go; later fetches raise `Closed`."""
         self._is_closed = True
         self.reset()
+
+    def rest(self) -> None:
+        """Fetch nothing ahead until the next fetch."""
+        if self._consumer is not None:
+            self._consumer.unassign()
+        self._at = None
 
     def reset(self) -> None:
         """Begin anew, as if nothing were known of any topic."""
@@ -85,7 +98,7 @@ class Fetcher:
                         "enable.partition.eof": True,
                         "auto.offset.reset": "error",
                         "queued.max.messages.kbytes": PREFETCH_KB,
-                        "fetch.wait.max.ms": 100,
+                        "fetch.wait.max.ms": self._linger_ms,
                     }
                 )
             )

@@ -111,6 +111,7 @@ class KafkaLogReader:
                 batch = self._visible(decode(messages, info.incarnation))
                 if batch.num_rows:
                     yield batch
+        self._fetcher.rest()
 
     def close(self) -> None:
         """See `LogReader`."""

@@ -28,6 +28,7 @@ from headrace.model.log import StateEntry, TopicInfo
 ACT_S_MAX = 10.0
 """A reader that meets an act still open after so long aborts it: its author is gone or stuck."""
 ACT_POLL_S = 0.01
+LINGER_MS = 500
 SNAPSHOT_EVERY = 5000
 """So many changes are kept beside the last snapshot before there is a new one."""
 STATE_CONFIG = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
@@ -47,7 +48,7 @@ class StateLog:
         self._clock = clock
         self._admin = admin
         self._sender = sender
-        self._fetcher = Fetcher(kafka, clock)
+        self._fetcher = Fetcher(kafka, clock, linger_ms=LINGER_MS)
         self._lock = threading.Lock()
         self._state = State()
         self._position: int | None = None
