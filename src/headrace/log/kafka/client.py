@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ UNKNOWN_TRIES = 6
 """A topic just created is not known to every broker at once, so an unknown one is asked for again
 so often, `RETRY_S` apart."""
 
+REQUEST_S_MAX = 3.0
 _NAME_LENGTH_MAX = 249
 T = TypeVar("T")
 
@@ -101,17 +103,16 @@ class Admin:
 
     def topics(self) -> dict[str, TopicInfo]:
         """Return every topic of this log by its name without the prefix."""
-        names = list(self._asked(lambda c: c.list_topics(timeout=self._s).topics))
+        names = list(self._asked(lambda c: c.list_topics(timeout=self._request_s).topics))
         prefix, state = self._kafka.prefix, self._kafka.state_topic
         mine = [n for n in names if n.startswith(prefix) and n != state and n[:2] != "__"]
-        found = {n: self._described(n, answer) for n, answer in self._describe(mine).items()}
-        return {info.name: info for info in found.values() if info is not None}
+        return {info.name: info for info in self._describe(mine) if info is not None}
 
     def topic(self, topic: str) -> TopicInfo:
         """Return what Kafka knows of a topic; `Invalid` if there is none."""
         name = self._kafka.name_of(topic)
         for _ in range(UNKNOWN_TRIES):
-            info = self._described(name, self._describe([name])[name])
+            (info,) = self._describe([name])
             if info is not None:
                 return info
             self._clock.sleep(RETRY_S)
@@ -159,7 +160,9 @@ class Admin:
         }
         wanted = NewTopic(name, partitions, self._kafka.replication, config=config)
         try:
-            self._asked(lambda c: _result(c.create_topics([wanted], request_timeout=self._s)))
+            self._asked(
+                lambda c: _result(c.create_topics([wanted], request_timeout=self._request_s))
+            )
             is_new = True
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
@@ -171,24 +174,27 @@ class Admin:
     def delete(self, name: str) -> None:
         """Delete a topic by its name in Kafka, and wait until it is known to be gone."""
         try:
-            self._asked(lambda c: _result(c.delete_topics([name], request_timeout=self._s)))
+            self._asked(lambda c: _result(c.delete_topics([name], request_timeout=self._request_s)))
         except KafkaException as error:
-            raise meaning(error.args[0], name) from error
-        self._wait(lambda: self._described(name, self._describe([name])[name]) is None)
+            # Asked twice because an answer was lost, the second one finds that it is gone.
+            if error.args[0].code() not in _UNKNOWN:
+                raise meaning(error.args[0], name) from error
+        self._wait(lambda: self._describe([name]) == [None])
 
     def delete_before(self, name: str, offset: int) -> None:
         """Delete the records of a topic's only partition before an offset."""
         place = [TopicPartition(name, 0, offset)]
-        self._asked(lambda c: _result(c.delete_records(place, request_timeout=self._s)))
+        self._asked(lambda c: _result(c.delete_records(place, request_timeout=self._request_s)))
 
     def nodes(self) -> list[int]:
         """Return the ids of the brokers that are there; none while there is no controller."""
-        found = self._asked(lambda c: c.describe_cluster(request_timeout=self._s).result())
-        return [node.id for node in found.nodes] if found.controller else []
+        found = self._asked(lambda c: c.list_topics(timeout=self._request_s))
+        return list(found.brokers) if found.controller_id >= 0 else []
 
     @property
-    def _s(self) -> float:
-        return self._kafka.timeout_s
+    def _request_s(self) -> float:
+        """How long one try may take; there is more than one in what a question may take."""
+        return min(self._kafka.timeout_s, REQUEST_S_MAX)
 
     def _note(self, error: KafkaError) -> None:
         if error.code() in _DENIED:
@@ -196,7 +202,7 @@ class Admin:
 
     def _wait(self, is_so: Callable[[], bool]) -> None:
         """Return once several answers running are that it is so: each may be another broker's."""
-        deadline_s = self._clock.monotonic_s() + self._s
+        deadline_s = self._clock.monotonic_s() + self._kafka.timeout_s
         running = 0
         while running < UNKNOWN_TRIES and self._clock.monotonic_s() < deadline_s:
             running = running + 1 if is_so() else 0
@@ -204,7 +210,7 @@ class Admin:
 
     def _answers(self, name: str, partitions: int) -> bool:
         """Return whether a topic is known, and its partitions have leaders."""
-        if self._described(name, self._describe([name])[name]) is None:
+        if self._describe([name]) == [None]:
             return False
         try:
             self._offsets([TopicPartition(name, p) for p in range(partitions)], OffsetSpec.latest())
@@ -222,7 +228,7 @@ class Admin:
                 client.list_offsets(
                     dict.fromkeys(places, spec),
                     isolation_level=IsolationLevel.READ_COMMITTED,
-                    request_timeout=self._s,
+                    request_timeout=self._request_s,
                 )
                 for spec in specs
             ]
@@ -232,8 +238,7 @@ class Admin:
                 # The client says this of a topic without leaders, and of one that is not there.
                 if error.args[0].code() != KafkaError._NOENT:  # noqa: SLF001 - the code's name
                     raise
-                topic = places[0].topic
-                is_there = self._described(topic, self._describe([topic])[topic]) is not None
+                is_there = self._describe([places[0].topic]) != [None]
                 code = "LEADER_NOT_AVAILABLE" if is_there else "UNKNOWN_TOPIC_OR_PART"
                 raise KafkaException(KafkaError(getattr(KafkaError, code))) from error
 
@@ -242,27 +247,27 @@ class Admin:
         except KafkaException as error:
             raise meaning(error.args[0], places[0].topic) from error
 
-    def _describe(self, names: Sequence[str]) -> dict[str, Future[Any]]:
+    def _describe(self, names: Sequence[str]) -> list[TopicInfo | None]:
+        """Return what Kafka knows of topics by their names there; None of those that are not."""
         if not names:
-            return {}
+            return []
 
-        def ask(client: AdminClient) -> dict[str, Future[Any]]:
-            return client.describe_topics(TopicCollection(list(names)), request_timeout=self._s)
+        def ask(client: AdminClient) -> list[TopicInfo | None]:
+            wanted = TopicCollection(list(names))
+            answers = client.describe_topics(wanted, request_timeout=self._request_s)
+            return [self._described(name, answers[name]) for name in names]
 
         return self._asked(ask)
 
     def _described(self, name: str, answer: Future[Any]) -> TopicInfo | None:
-        """Return what an answer says of a topic; None if it is not there."""
         try:
             told = answer.result()
         except KafkaException as error:
             if error.args[0].code() in _UNKNOWN:
                 return None
-            raise self._meaning(error) from error
-        high, low = (
-            told.topic_id.get_most_significant_bits(),
-            told.topic_id.get_least_significant_bits(),
-        )
+            raise
+        id_ = told.topic_id
+        high, low = id_.get_most_significant_bits(), id_.get_least_significant_bits()
         number = ((high & _WORD) << 64) | (low & _WORD)
         topic = name.removeprefix(self._kafka.prefix)
         return TopicInfo(topic, str(uuid.UUID(int=number)), len(told.partitions))
@@ -272,7 +277,7 @@ class Admin:
 
         `Unavailable` if it cannot be asked, else Kafka's own exception, which callers understand.
         """
-        deadline_s = self._clock.monotonic_s() + self._s
+        deadline_s = self._clock.monotonic_s() + self._kafka.timeout_s
         while True:
             client = self._client
             if client is None:
@@ -282,12 +287,16 @@ class Admin:
             except KafkaException as error:
                 client.poll(0)
                 code = error.args[0].code()
-                if code in _PASSING and self._clock.monotonic_s() < deadline_s:
-                    self._clock.sleep(RETRY_S)
-                    continue
                 if code in _UNKNOWN or code == KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
-                raise self._meaning(error) from error
+                is_late = self._clock.monotonic_s() > deadline_s
+                if code not in _PASSING or is_late or self._denied is not None:
+                    raise self._meaning(error) from error
+            self._clock.sleep(RETRY_S)
+            # The client goes on asking a dead broker for what only a controller may answer, until
+            # somebody makes it look who is there.
+            with suppress(KafkaException):
+                client.list_topics(timeout=self._request_s)
 
     def _meaning(self, error: KafkaException) -> HeadraceError:
         return meaning(self._denied or error.args[0], "")
@@ -386,5 +395,9 @@ _PASSING = {
     KafkaError.REPLICA_NOT_AVAILABLE,
     KafkaError.KAFKA_STORAGE_ERROR,
     KafkaError._TRANSPORT,  # noqa: SLF001
+    KafkaError._TIMED_OUT,  # noqa: SLF001
+    KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.BROKER_NOT_AVAILABLE,
 }
 """Errors that a change of leaders brings, and that pass by themselves."""

@@ -40,6 +40,7 @@ class KafkaLog(KafkaLogReader):
         self._sending = Sender(kafka, queue_bytes_max)
         self._own_sender = self._sending
         self._acts = ThreadPoolExecutor(1, thread_name_prefix="headrace-acts")
+        self._asking = ThreadPoolExecutor(1, thread_name_prefix="headrace-topics")
         self._infos: dict[str, tuple[TopicInfo, float]] = {}
         """Topics that were appended to, and when they were asked for."""
         self._turns: dict[str, itertools.count[int]] = {}
@@ -133,6 +134,7 @@ class KafkaLog(KafkaLogReader):
                 return
             self._is_closed = True
         self._acts.shutdown()
+        self._asking.shutdown()
         super().close()
 
     def _check_open(self) -> None:
@@ -214,13 +216,25 @@ class KafkaLog(KafkaLogReader):
 
     def _partitioned(self, topic: str) -> TopicInfo:
         """Return a topic as it is, or was a moment ago."""
-        info, asked_s = self._infos.get(topic, (None, 0.0))
+        found = self._infos.get(topic)
+        if found is None:
+            return self._learn(topic)
+        info, asked_s = found
         now_s = self._clock.monotonic_s()
-        if info is None or now_s - asked_s > INFO_S_MAX:
-            known, info = info, self._admin.topic(topic)
-            if known is None or known.incarnation != info.incarnation:
-                self._sending.learn(self._kafka.name_of(topic))
+        if now_s - asked_s > INFO_S_MAX:
+            # Asked for beside the appends: while brokers change, an answer takes seconds.
             self._infos[topic] = (info, now_s)
+            with suppress(RuntimeError):
+                self._asking.submit(self._learn, topic)
+        return info
+
+    def _learn(self, topic: str) -> TopicInfo:
+        """Ask what partitions a topic has, and have the client know them too."""
+        known = self._infos.get(topic)
+        info = self._admin.topic(topic)
+        if known is None or known[0].incarnation != info.incarnation:
+            self._sending.learn(self._kafka.name_of(topic))
+        self._infos[topic] = (info, self._clock.monotonic_s())
         return info
 
 
