@@ -16,7 +16,9 @@ from headrace.model.clock import SystemClock
 from headrace.model.errors import Fenced, HeadraceError, Unavailable
 from headrace.testing.log_place import read_values, values
 
-ROUNDS_BEFORE, ROUNDS_AFTER = 30, 30
+ROUNDS_BEFORE, ROUNDS_AFTER = 20, 20
+PAUSE_S = 0.02
+"""Between rounds: the brokers share this machine with the load, and are to come back soon."""
 WAIT_S = 90.0
 
 
@@ -40,7 +42,7 @@ class Load(threading.Thread):
 
     def run(self):
         try:
-            while not self.ended.is_set():
+            while not self.ended.wait(PAUSE_S):
                 self.done += self.act()
         except BaseException as error:  # noqa: BLE001 - raised again by `stop`
             self.failure = error

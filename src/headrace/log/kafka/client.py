@@ -88,6 +88,13 @@ class Kafka:
         return self.prefix + STATE_TOPIC
 
 
+@dataclass
+class _Seen:
+    incarnation: str
+    ends: dict[int, int] = field(default_factory=dict)
+    """The highest end of each partition."""
+
+
 class Admin:
     """What is asked of a cluster beside records; safe to use from many threads."""
 
@@ -95,6 +102,8 @@ class Admin:
         self._kafka = kafka
         self._clock = clock
         self._denied: KafkaError | None = None
+        self._seen: dict[str, _Seen] = {}
+        """What was seen of topics, by their names in Kafka."""
         self._client: AdminClient | None = AdminClient(kafka.config(error_cb=self._note))
 
     def close(self) -> None:
@@ -197,7 +206,7 @@ class Admin:
         return min(self._kafka.timeout_s, REQUEST_S_MAX)
 
     def _note(self, error: KafkaError) -> None:
-        if error.code() in _DENIED:
+        if error.code() in DENIED:
             self._denied = error
 
     def _wait(self, is_so: Callable[[], bool]) -> None:
@@ -223,6 +232,8 @@ class Admin:
         if not places:
             return [[] for _ in specs]
 
+        latest = [isinstance(spec, type(OffsetSpec.latest())) for spec in specs]
+
         def ask(client: AdminClient) -> list[list[int]]:
             answers = [
                 client.list_offsets(
@@ -233,7 +244,7 @@ class Admin:
                 for spec in specs
             ]
             try:
-                return [[answer[place].result().offset for place in places] for answer in answers]
+                found = [[answer[place].result().offset for place in places] for answer in answers]
             except KafkaException as error:
                 # The client says this of a topic without leaders, and of one that is not there.
                 if error.args[0].code() != KafkaError._NOENT:  # noqa: SLF001 - the code's name
@@ -241,11 +252,34 @@ class Admin:
                 is_there = self._describe([places[0].topic]) != [None]
                 code = "LEADER_NOT_AVAILABLE" if is_there else "UNKNOWN_TOPIC_OR_PART"
                 raise KafkaException(KafkaError(getattr(KafkaError, code))) from error
+            for offsets, are_ends in zip(found, latest, strict=True):
+                if are_ends:
+                    self._check_ends(places, offsets)
+            return found
 
         try:
             return self._asked(ask)
         except KafkaException as error:
             raise meaning(error.args[0], places[0].topic) from error
+
+    def _check_ends(self, places: Sequence[TopicPartition], ends: Sequence[int]) -> None:
+        """Raise what is asked again after, if an end lies before one that was seen.
+
+        A broker that has just become leader may not know yet how far its partition goes. An end
+        that went back would be taken for a loss.
+        """
+        for name in {place.topic for place in places} - self._seen.keys():
+            self._describe([name])
+        for place, end in zip(places, ends, strict=True):
+            seen = self._seen.get(place.topic)
+            if seen is None or end >= seen.ends.get(place.partition, 0):
+                continue
+            self._describe([place.topic])
+            if self._seen.get(place.topic) is seen:
+                raise KafkaException(KafkaError(KafkaError.OFFSET_NOT_AVAILABLE))
+        for place, end in zip(places, ends, strict=True):
+            if place.topic in self._seen:
+                self._seen[place.topic].ends[place.partition] = end
 
     def _describe(self, names: Sequence[str]) -> list[TopicInfo | None]:
         """Return what Kafka knows of topics by their names there; None of those that are not."""
@@ -269,8 +303,11 @@ class Admin:
         id_ = told.topic_id
         high, low = id_.get_most_significant_bits(), id_.get_least_significant_bits()
         number = ((high & _WORD) << 64) | (low & _WORD)
+        incarnation = str(uuid.UUID(int=number))
+        if name not in self._seen or self._seen[name].incarnation != incarnation:
+            self._seen[name] = _Seen(incarnation)
         topic = name.removeprefix(self._kafka.prefix)
-        return TopicInfo(topic, str(uuid.UUID(int=number)), len(told.partitions))
+        return TopicInfo(topic, incarnation, len(told.partitions))
 
     def _asked(self, ask: Callable[[AdminClient], T]) -> T:
         """Ask, again while Kafka says that it is about to know; what it refuses is raised.
@@ -331,7 +368,7 @@ def meaning(error: KafkaError, topic: str) -> HeadraceError:
             hint="send it in parts, or raise the topic's max.message.bytes",
             code="record_too_large",
         )
-    if code in _DENIED:
+    if code in DENIED:
         return Invalid(
             f"Kafka does not let us in: {text}",
             hint="check the security properties, and what the user may do",
@@ -368,7 +405,7 @@ _UNKNOWN = {
     KafkaError.UNKNOWN_TOPIC_ID,
 }
 _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
-_DENIED = {
+DENIED = {
     KafkaError._AUTHENTICATION,  # noqa: SLF001
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.TOPIC_AUTHORIZATION_FAILED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
-from headrace.log.kafka.client import Kafka, meaning
+from headrace.log.kafka.client import DENIED, Kafka, meaning
 from headrace.model.clock import Clock
 from headrace.model.errors import Closed, Invalid, Unavailable
 
@@ -135,8 +135,9 @@ class Fetcher:
                     hint="read from the start that the log names",
                     code="offset_trimmed",
                 )
-            elif error.fatal() or not error.retriable():
+            elif error.fatal() or error.code() in DENIED:
                 raise meaning(error, name)
+            # What else there is, such as a change of leaders, passes, or nothing comes in time.
         return messages, stop
 
 

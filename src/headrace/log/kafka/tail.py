@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from headrace.log.kafka.client import Admin, Kafka, outcome_unknown
+from headrace.log.kafka.client import STATE_TOPIC, Admin, Kafka, outcome_unknown
 from headrace.log.kafka.fetch import Fetcher
 from headrace.log.kafka.sender import Sender
 from headrace.log.kafka.state import (
@@ -51,6 +51,7 @@ class StateLog:
         self._fetcher = Fetcher(kafka, clock, linger_ms=LINGER_MS)
         self._lock = threading.Lock()
         self._state = State()
+        self._incarnation = ""
         self._position: int | None = None
         """Offset of the next change to read; None while nothing was read."""
         self._snapshot_at = 0
@@ -157,19 +158,28 @@ class StateLog:
     def _read(self, until: int | None = None) -> None:
         """Read the changes before an offset, those of now if it is not given."""
         end = until if until is not None else self._bound(latest=True)
-        if end is None or (self._position is not None and end < self._position):
-            # No topic, or another one of its name: what was read is of a state that is lost.
-            self._state, self._position = State(), None
         if end is None:
+            self._state, self._position = State(), None
             return
+        if self._position is not None and end < self._position and self._is_another():
+            self._position = None
         if self._position is not None:
-            with suppress(Invalid):
+            try:
                 self._follow(end)
+            except Invalid as error:
+                if error.code != "offset_trimmed":
+                    raise
+            else:
                 return
         # Nothing was read yet, or what comes next was deleted after a snapshot.
         self._load(end)
 
+    def _is_another(self) -> bool:
+        """Return whether the topic is another one of its name; the state that was is lost."""
+        return self._admin.topic(STATE_TOPIC).incarnation != self._incarnation
+
     def _load(self, end: int) -> None:
+        self._incarnation = self._admin.topic(STATE_TOPIC).incarnation
         start = self._bound(latest=False) or 0
         changes = self._fetched(start, end)
         self._state, self._position = load(start, changes), max(start, end)
