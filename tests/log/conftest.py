@@ -5,6 +5,7 @@ import sys
 from contextlib import closing
 
 import pytest
+from kafka_place import KafkaPlace
 
 from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
 from headrace.log.remote import RemoteLog
@@ -85,6 +86,13 @@ def log(tiny):
     with closing(tiny.open()) as log:
         log.create("events", 1)
         yield log
+
+
+@pytest.fixture
+def kafka_place(kafka):
+    place = KafkaPlace(kafka)
+    yield place
+    place.wipe()
 
 
 def _tell(error: BaseException) -> None:

@@ -225,20 +225,21 @@ def an_unfit_batch_harms_only_itself(place: LogPlace) -> None:
     """A batch whose columns do not fit together is refused, its neighbours are appended."""
     unfit = numbered(0, 2)
     unfit.ids[1] = b"short"
-    answers: list[list[Appended] | HeadraceError] = []
+    refused: dict[str, bool] = {}
     finished = threading.Semaphore(0)
 
-    def done(answer: list[Appended] | HeadraceError) -> None:
-        answers.append(answer)
+    def done(name: str, answer: list[Appended] | HeadraceError) -> None:
+        refused[name] = isinstance(answer, HeadraceError)
         finished.release()
 
     with closing(place.open()) as log:
         log.create("events", 1)
-        for batch in (values(b"before"), unfit, values(b"after")):
-            log.submit("events", batch, done)
+        sent = {"before": values(b"before"), "unfit": unfit, "after": values(b"after")}
+        for name, batch in sent.items():
+            log.submit("events", batch, partial(done, name))
         for _ in range(3):
             assert finished.acquire(timeout=WAIT_S)
-        assert [isinstance(answer, HeadraceError) for answer in answers] == [False, True, False]
+        assert refused == {"before": False, "unfit": True, "after": False}
         assert read_values(log, "events") == [b"before", b"after"]
 
 

@@ -8,6 +8,7 @@ sees what is missing or stands twice. Every acknowledgement is printed as `topic
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -41,6 +42,14 @@ def numbered(start: int, end: int) -> Batch:
 def open_embedded(directory: str) -> Log:
     """Open an embedded log that seals a segment every few appends."""
     return EmbeddedLog(Path(directory), SystemClock(), segment_bytes_max=_SEGMENT_BYTES_MAX)
+
+
+def open_kafka(settings: str) -> Log:
+    """Open a log on Kafka; `settings` are the fields of `headrace.log.kafka.Kafka`, as JSON."""
+    # Here, for the client is an extra that a log of one's own machine does without.
+    from headrace.log.kafka import Kafka, KafkaLog  # noqa: PLC0415
+
+    return KafkaLog(Kafka(**json.loads(settings)), SystemClock())
 
 
 def work(log: Log, rounds: int) -> None:

@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "outputs": "headrace.app.cli.outputs:outputs",
     "backup": "headrace.app.cli.backup:backup",
     "restore": "headrace.app.cli.backup:restore",
+    "cluster": "headrace.app.cli.cluster:cluster",
 }
 """Verb → `module:command`, in the order of the help. A verb's module is loaded when it is used, so
 each holds in memory, and waits for, only what it needs."""

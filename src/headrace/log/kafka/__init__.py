@@ -1,0 +1,7 @@
+"""The log on Kafka: plain messages in plain topics, and keyed state in a topic of its own."""
+
+from headrace.log.kafka.client import Kafka, nodes_of
+from headrace.log.kafka.log import KafkaLog
+from headrace.log.kafka.reader import KafkaLogReader
+
+__all__ = ["Kafka", "KafkaLog", "KafkaLogReader", "nodes_of"]

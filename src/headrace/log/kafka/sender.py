@@ -1,0 +1,224 @@
+"""Sends messages to Kafka: idempotent, in order, and answered once all copies that count have them.
+
+Whatever waits is sent together while earlier requests are under way, so a lone record goes at once
+and many go in large requests. What may wait is bounded in bytes here, in time by Kafka's client.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from headrace.log.kafka.client import Kafka, meaning
+from headrace.log.kafka.messages import headers_of
+from headrace.model.batch import Batch
+from headrace.model.errors import Closed, HeadraceError, Unavailable
+
+Told = Callable[[dict[int, list[int]] | HeadraceError], None]
+"""Gets the offsets of the records of each partition, in the order in which they were sent."""
+
+POLL_S = 0.1
+OVERHEAD_BYTES = 400
+"""About what a message takes in the client beside its own bytes: its headers' names, its place."""
+
+_logger = logging.getLogger(__name__)
+
+
+class _Flight:
+    """Records that were sent together and not answered yet; used on the polling thread alone."""
+
+    __slots__ = ("error", "land", "offsets", "remaining", "size_bytes", "told", "topic")
+
+    def __init__(
+        self, topic: str, places: Mapping[int, Sequence[int]], size_bytes: int, told: Told,
+        land: Callable[[_Flight], None],
+    ) -> None:  # fmt: skip
+        self.topic = topic
+        self.offsets: dict[int, list[int]] = {partition: [] for partition in places}
+        self.remaining = sum(map(len, places.values()))
+        self.size_bytes = size_bytes
+        self.told = told
+        self.land = land
+        self.error: KafkaError | None = None
+
+    def delivered(self, error: KafkaError | None, message: Message) -> None:
+        """Note what became of one message; Kafka's client calls this from `poll`."""
+        if error is None:
+            self.offsets[message.partition()].append(message.offset())
+            self.done(1)
+        else:
+            self.failed(1, error)
+
+    def failed(self, count: int, error: KafkaError) -> None:
+        """Note that so many messages were not sent or not kept."""
+        # What leaves open whether a record is there outweighs what says that one is not.
+        if self.error is None or not isinstance(meaning(self.error, ""), Unavailable):
+            self.error = error
+        self.done(count)
+
+    def done(self, count: int) -> None:
+        """Count messages off; the last one ends the flight."""
+        self.remaining -= count
+        if not self.remaining:
+            self.land(self)
+
+
+class Sender:
+    """A producer with its thread; safe to use from many threads."""
+
+    def __init__(self, kafka: Kafka, queue_bytes_max: int) -> None:
+        self._kafka = kafka
+        self._queue_bytes_max = queue_bytes_max
+        self._lock = threading.Lock()
+        self._queued_bytes = 0
+        self._is_closed = False
+        self._stop = threading.Event()
+        self._unsent: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._broken: Producer | None = None
+        self._producer = self._new_producer()
+        self._thread = threading.Thread(target=self._run, name="headrace-kafka", daemon=True)
+        self._thread.start()
+
+    def send(
+        self, topic: str, name: str, records: Batch, places: Mapping[int, Sequence[int]],
+        told: Told, act: str = "",
+    ) -> None:  # fmt: skip
+        """Send records to partitions of the topic that Kafka knows as `name`; `told` is told.
+
+        `places` are the positions of each partition's records. Raises `Unavailable`, with nothing
+        sent, while too many bytes wait.
+        """
+        size_bytes = records.size_bytes + OVERHEAD_BYTES * len(records)
+        flight = _Flight(topic, places, size_bytes, told, self._land)
+        values, keys = records.values, records.keys
+        with self._lock:
+            self._reserve(size_bytes)
+            producer, left = self._producer, flight.remaining
+            try:
+                for partition, positions in places.items():
+                    for i in positions:
+                        producer.produce(
+                            name, values[i], keys[i], partition, flight.delivered,
+                            headers=headers_of(records, i, act),
+                        )  # fmt: skip
+                        left -= 1
+            except (KafkaException, BufferError) as error:
+                reason = _reason(error)
+                self._unsent.put(lambda: flight.failed(left, reason))
+
+    def send_one(self, name: str, value: bytes) -> int:
+        """Send a value to a topic's only partition and return its offset once it is durable."""
+        result: Future[int] = Future()
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                result.set_result(message.offset())
+            else:
+                result.set_exception(self._failure(error, name))
+
+        with self._lock:
+            self._check_open()
+            try:
+                self._producer.produce(name, value, None, 0, delivered)
+            except (KafkaException, BufferError) as error:
+                raise self._failure(_reason(error), name) from error
+        return result.result()
+
+    def learn(self, name: str) -> None:
+        """Have the client learn anew what partitions a topic has, and where."""
+        try:
+            self._producer.list_topics(name, self._kafka.timeout_s)
+        except KafkaException as error:
+            raise meaning(error.args[0], name) from error
+
+    def tell_later(self, act: Callable[[], None]) -> None:
+        """Call `act` on this sender's thread."""
+        with self._lock:
+            self._check_open()
+            self._unsent.put(act)
+
+    def close(self) -> None:
+        """Wait for what was sent, then end; it may take as long as a delivery may."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._producer.flush(self._kafka.delivery_s_max)
+        self._stop.set()
+        self._thread.join()
+
+    def _reserve(self, size_bytes: int) -> None:
+        self._check_open()
+        if self._queued_bytes and self._queued_bytes + size_bytes > self._queue_bytes_max:
+            raise Unavailable(
+                "Too many bytes wait to be written to Kafka",
+                hint="send again later; see whether the brokers keep up",
+                code="log_queue_full",
+            )
+        self._queued_bytes += size_bytes
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Closed("The log is closed")
+
+    def _new_producer(self) -> Producer:
+        kafka = self._kafka
+        return Producer(
+            kafka.config(
+                **{
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    "delivery.timeout.ms": round(kafka.delivery_s_max * 1000),
+                    "message.max.bytes": kafka.message_bytes_max,
+                    # What waits is bounded by us; the client's own bounds must not come first.
+                    "queue.buffering.max.messages": 0,
+                    "queue.buffering.max.kbytes": 2_000_000,
+                    "topic.metadata.propagation.max.ms": 5000,
+                    "linger.ms": 1,
+                }
+            )
+        )
+
+    # On the sender's own thread.
+
+    def _run(self) -> None:
+        while not self._stop.is_set() or not self._unsent.empty():
+            self._producer.poll(POLL_S)
+            while not self._unsent.empty():
+                self._unsent.get()()
+            if self._broken is not None:
+                self._replace(self._broken)
+
+    def _land(self, flight: _Flight) -> None:
+        with self._lock:
+            self._queued_bytes -= flight.size_bytes
+        answer = flight.error and self._failure(flight.error, flight.topic)
+        try:
+            flight.told(answer or flight.offsets)
+        except Exception:
+            _logger.exception("What waited for the log raised an error when it was told")
+
+    def _failure(self, error: KafkaError, topic: str) -> HeadraceError:
+        if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - the code's name
+            self._broken = self._producer
+        return meaning(error, topic)
+
+    def _replace(self, broken: Producer) -> None:
+        """Go on with a new producer: one that has failed for good sends nothing any more."""
+        with self._lock:
+            if self._producer is broken:
+                self._producer = self._new_producer()
+            self._broken = None
+        broken.purge()
+        broken.flush(POLL_S)
+
+
+def _reason(error: KafkaException | BufferError) -> KafkaError:
+    if isinstance(error, KafkaException):
+        return error.args[0]
+    return KafkaError(KafkaError._QUEUE_FULL)  # noqa: SLF001 - the code's name

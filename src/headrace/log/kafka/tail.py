@@ -1,0 +1,230 @@
+"""Keyed state as one process sees it: reads the state's topic to its end, and appends to it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from headrace.log.kafka.client import STATE_TOPIC, Admin, Kafka, outcome_unknown
+from headrace.log.kafka.fetch import Fetcher
+from headrace.log.kafka.sender import Sender
+from headrace.log.kafka.state import (
+    Abort,
+    Begin,
+    Change,
+    Put,
+    Snapshot,
+    State,
+    Verdict,
+    decode_change,
+    encode,
+    load,
+)
+from headrace.model.clock import Clock
+from headrace.model.errors import Fenced, Invalid, Unavailable
+from headrace.model.log import StateEntry, TopicInfo
+
+ACT_S_MAX = 10.0
+"""A reader that meets an act still open after so long aborts it: its author is gone or stuck."""
+ACT_POLL_S = 0.01
+LINGER_MS = 500
+SNAPSHOT_EVERY = 5000
+"""So many changes are kept beside the last snapshot before there is a new one."""
+STATE_CONFIG = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+"""Not compacted: Kafka would keep the last put of each key, also where that was refused."""
+
+
+class StateLog:
+    """The state's topic; safe to use from many threads.
+
+    `sender` gives what to write with; readers seldom need it.
+    """
+
+    def __init__(
+        self, kafka: Kafka, clock: Clock, admin: Admin, sender: Callable[[], Sender]
+    ) -> None:
+        self._kafka = kafka
+        self._clock = clock
+        self._admin = admin
+        self._sender = sender
+        self._fetcher = Fetcher(kafka, clock, linger_ms=LINGER_MS)
+        self._lock = threading.Lock()
+        self._state = State()
+        self._incarnation = ""
+        self._position: int | None = None
+        """Offset of the next change to read; None while nothing was read."""
+        self._snapshot_at = 0
+        """Changes before this offset are in a snapshot."""
+        self._awaited: dict[str, Verdict | None] = {}
+        """Puts of this process whose verdict is wanted, by their ids."""
+
+    def close(self) -> None:
+        """Let the connections go."""
+        with self._lock:
+            self._fetcher.close()
+
+    def get(self, key: str) -> StateEntry | None:
+        """Return a key's value as it is now."""
+        with self._lock:
+            self._read()
+            return self._state.entries.get(key)
+
+    def scan(self, prefix: str) -> list[StateEntry]:
+        """Return the values whose keys start so, by key."""
+        with self._lock:
+            self._read()
+            entries = self._state.entries
+            return [entries[key] for key in sorted(entries) if key.startswith(prefix)]
+
+    def end(self) -> int:
+        """Return the offset after the last change; 0 if there is no state yet."""
+        return self._bound(latest=True) or 0
+
+    def create(self) -> None:
+        """Make the topic if it is not there."""
+        self._admin.create(self._kafka.state_topic, 1, STATE_CONFIG)
+
+    def check(self, expect: Mapping[str, int]) -> None:
+        """Raise `Fenced` unless all keys have these revisions now."""
+        with self._lock:
+            self._read()
+            if not self._state.meets(dict(expect)):
+                raise fenced(expect)
+
+    def put(
+        self, values: Mapping[str, bytes | None], expect: Mapping[str, int], act: str = ""
+    ) -> int:
+        """Put values if all keys have the expected revisions, settling an act; return the revision.
+
+        Raises `Fenced` if one has another, `Unavailable` if the act was aborted meanwhile.
+        """
+        id_ = self._clock.new_id().hex()
+        with self._lock:
+            self._read()
+            self._awaited[id_] = None
+        try:
+            offset = self._append(Put(id_, dict(values), dict(expect), act))
+            with self._lock:
+                self._read(offset + 1)
+                verdict = self._awaited[id_]
+        finally:
+            with self._lock:
+                del self._awaited[id_]
+        if verdict is None:
+            raise outcome_unknown("the state was read anew before the put was found in it")
+        if verdict is Verdict.FENCED:
+            raise fenced(expect)
+        if verdict is Verdict.ABORTED:
+            raise Unavailable(
+                "A reader gave the append up, for it took too long; nothing of it is read",
+                hint="append again",
+                code="act_aborted",
+            )
+        self._snapshot_if_due()
+        return offset + 1
+
+    def begin(self, act: str, info: TopicInfo) -> None:
+        """Begin an act, before its first record is sent to a topic."""
+        self._append(Begin(act, info.name, info.incarnation))
+
+    def abort(self, act: str) -> None:
+        """Give an act up, unless it was settled."""
+        self._append(Abort(act))
+
+    def aborted(self, acts: set[str]) -> set[str]:
+        """Return which of these acts were aborted, once none of them is open.
+
+        Waits for those that are, and aborts them itself after `ACT_S_MAX`.
+        """
+        deadline_s = self._clock.monotonic_s() + ACT_S_MAX
+        while True:
+            with self._lock:
+                self._read()
+                begun = acts & self._state.begun.keys()
+                if not begun:
+                    return acts & self._state.aborted.keys()
+            if self._clock.monotonic_s() < deadline_s:
+                self._clock.sleep(ACT_POLL_S)
+                continue
+            for act in sorted(begun):
+                self.abort(act)
+
+    def _append(self, change: Change) -> int:
+        return self._sender().send_one(self._kafka.state_topic, encode(change))
+
+    # With the lock held.
+
+    def _read(self, until: int | None = None) -> None:
+        """Read the changes before an offset, those of now if it is not given."""
+        end = until if until is not None else self._bound(latest=True)
+        if end is None:
+            self._state, self._position = State(), None
+            return
+        if self._position is not None and end < self._position and self._is_another():
+            self._position = None
+        if self._position is not None:
+            try:
+                self._follow(end)
+            except Invalid as error:
+                if error.code != "offset_trimmed":
+                    raise
+            else:
+                return
+        # Nothing was read yet, or what comes next was deleted after a snapshot.
+        self._load(end)
+
+    def _is_another(self) -> bool:
+        """Return whether the topic is another one of its name; the state that was is lost."""
+        return self._admin.topic(STATE_TOPIC).incarnation != self._incarnation
+
+    def _load(self, end: int) -> None:
+        self._incarnation = self._admin.topic(STATE_TOPIC).incarnation
+        start = self._bound(latest=False) or 0
+        changes = self._fetched(start, end)
+        self._state, self._position = load(start, changes), max(start, end)
+        self._snapshot_at = start
+
+    def _follow(self, end: int) -> None:
+        assert self._position is not None
+        for offset, change in self._fetched(self._position, end):
+            verdict = self._state.apply(offset, change)
+            if isinstance(change, Put) and change.id in self._awaited:
+                self._awaited[change.id] = verdict
+            if isinstance(change, Snapshot):
+                self._snapshot_at = max(self._snapshot_at, change.as_of + 1)
+        self._position = max(self._position, end)
+
+    def _fetched(self, start: int, end: int) -> list[tuple[int, Change]]:
+        found: list[tuple[int, Change]] = []
+        at = start
+        while at < end:
+            messages, at = self._fetcher.fetch(self._kafka.state_topic, 0, at, end)
+            found += [(m.offset(), decode_change(m.value(), m.offset())) for m in messages]
+        return found
+
+    def _bound(self, *, latest: bool) -> int | None:
+        """Return the end or the start of the topic; None if there is none."""
+        return self._admin.bound(self._kafka.state_topic, latest=latest)
+
+    def _snapshot_if_due(self) -> None:
+        """Write a snapshot and delete what it stands for; whether that works matters little."""
+        with self._lock:
+            if self._position is None or self._position - self._snapshot_at < SNAPSHOT_EVERY:
+                return
+            as_of = self._position - 1
+            parts = self._state.snapshot(as_of)
+            self._snapshot_at = as_of + 1
+        with suppress(Unavailable):
+            for part in parts:
+                self._append(part)
+            self._admin.delete_before(self._kafka.state_topic, as_of + 1)
+
+
+def fenced(expect: Mapping[str, int]) -> Fenced:
+    """Return the error of a put whose keys do not have the revisions that it expects."""
+    return Fenced(
+        f"Another owner has changed {' or '.join(sorted(expect))}",
+        hint="read the keys again, and stop if they are another owner's now",
+        code="revision_changed",
+    )

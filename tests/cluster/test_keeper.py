@@ -1,0 +1,118 @@
+"""What a trial cluster runs ends with it, however that ends; shown with programs that sleep."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import msgspec
+import psutil
+import pytest
+
+from headrace.app.cluster import brokers, jars
+from headrace.app.cluster.keeper import PROGRAMS, Program
+from headrace.model.errors import Invalid
+
+WAIT_S = 30.0
+SLEEPS = "import signal, time; {}; time.sleep(300)  # {}"
+
+
+def wait_until(is_so):
+    deadline = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+class Kept:
+    """A keeper of two sleepers in a folder."""
+
+    def __init__(self, folder, *arguments):
+        self.folder = folder
+        programs = [
+            Program(name, [sys.executable, "-c", SLEEPS.format("0", folder)], str(folder / name))
+            for name in ("one", "two")
+        ]
+        (folder / PROGRAMS).write_bytes(msgspec.json.encode(programs))
+        command = [sys.executable, "-m", "headrace.app.cluster.keeper", str(folder), *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        wait_until(lambda: brokers.pids(folder))
+        self.pids = brokers.pids(folder)
+
+    def alive(self):
+        return [name for name, pid in self.pids.items() if psutil.pid_exists(pid)]
+
+
+@pytest.fixture
+def keep(tmp_path):
+    made = []
+
+    def make(*arguments):
+        made.append(Kept(tmp_path, *arguments))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.process.kill()
+        each.process.wait()
+    brokers.stop_orphans(tmp_path)
+
+
+def test_down_stops_what_runs(keep, tmp_path):
+    kept = keep()
+    assert sorted(kept.alive()) == ["one", "two"]
+    assert brokers.down(tmp_path)
+    assert kept.alive() == []
+    assert brokers.pids(tmp_path) == {}
+    assert not brokers.down(tmp_path)
+
+
+def test_what_has_ended_is_started_again_when_asked(keep, tmp_path):
+    kept = keep()
+    psutil.Process(kept.pids["one"]).kill()
+    wait_until(lambda: kept.alive() == ["two"])
+    kept.process.send_signal(1)
+    wait_until(lambda: brokers.pids(tmp_path)["one"] != kept.pids["one"])
+    assert brokers.pids(tmp_path)["two"] == kept.pids["two"]
+
+
+def test_it_ends_with_the_process_that_wanted_it(keep):
+    wanting = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    kept = keep(str(wanting.pid))
+    assert sorted(kept.alive()) == ["one", "two"]
+    wanting.kill()
+    wait_until(lambda: kept.alive() == [])
+    wanting.wait()
+    assert kept.process.wait(WAIT_S) == 0
+
+
+def test_what_a_killed_keeper_leaves_is_stopped(keep, tmp_path):
+    kept = keep()
+    kept.process.kill()
+    kept.process.wait()
+    assert sorted(kept.alive()) == ["one", "two"]
+    assert brokers.stop_orphans(tmp_path)
+    wait_until(lambda: kept.alive() == [])
+
+
+def test_another_process_under_an_old_id_is_left_alone(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (tmp_path / "pids.json").write_bytes(msgspec.json.encode({"one": other.pid}))
+    assert not brokers.stop_orphans(tmp_path)
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_without_java_or_maven_it_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
+    monkeypatch.setattr(jars.shutil, "which", lambda name: None)
+    assert "Java" in jars.missing("kafka")
+    with pytest.raises(Invalid, match="Java"):
+        jars.jars("kafka")
+    monkeypatch.setattr(jars.shutil, "which", lambda name: None if name == "mvn" else "/java")
+    monkeypatch.setattr(jars, "_java_version", lambda java: 17)
+    assert "Maven" in jars.missing("kafka")
+    monkeypatch.setattr(jars, "_java_version", lambda java: 11)
+    assert "version 11" in jars.missing("kafka")
