@@ -70,7 +70,6 @@ def _held(folder, how):
         yield
 
 
-
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
     """A real S3 server; the first test that asks for it may have to build it."""
