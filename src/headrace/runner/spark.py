@@ -188,7 +188,7 @@ class _Run:
     def partials(self) -> dict[str, dict[str, pa.Table]]:
         """Return the partials of the results that stand: view → part → rows."""
         together: gather.Partials = {}
-        if self.buckets > 1:
+        if self._kept:
             for row in _rows(self._merged()):
                 gather.add_partial(together, row)
         else:

@@ -235,15 +235,19 @@ def _ids(
                 pc.equal(kept.column("topic"), topic), pc.equal(kept.column("partition"), partition)
             )
             ids = kept.filter(of_partition)
-            for body in bodies(ids):
-                yield _row(number, "ids", str(place), body=body)
+            yield from _bodies_of(number, "ids", place, ids)
         asked = known.asked(piece.partition)
         if asked is not None:
             if ids is not None:
                 seen = pc.is_in(asked, value_set=ids.column("id").combine_chunks())
                 asked = asked.filter(pc.invert(seen))
-            for body in bodies(pa.table({"id": asked})):
-                yield _row(number, "asked", str(place), body=body)
+            yield from _bodies_of(number, "asked", place, pa.table({"id": asked}))
+
+
+def _bodies_of(number: int, kind: str, place: int, ids: pa.Table) -> Iterator[pa.RecordBatch]:
+    if ids.num_rows:
+        for body in bodies(ids):
+            yield _row(number, kind, str(place), body=body)
 
 
 def _buckets(
@@ -251,7 +255,7 @@ def _buckets(
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield (bucket, rows) so that rows of one key, from whichever task, share a bucket."""
     key = merge_key(part)
-    if count == 1 or not key:
+    if count == 1 or not key or not rows.num_rows:
         yield 0, rows
         return
     sql = f"SELECT CAST(hash({', '.join(key)}) % {count} AS INTEGER) AS bucket FROM rows"
@@ -289,9 +293,9 @@ def merge_partials(
 
 
 def bodies(rows: pa.Table) -> Iterator[bytes]:
-    """Yield rows as Arrow streams of about `BODY_BYTES_MAX` bytes; none if there are no rows."""
+    """Yield rows as Arrow streams of about `BODY_BYTES_MAX` bytes, one at least."""
     step = max(1, rows.num_rows * BODY_BYTES_MAX // max(rows.nbytes, BODY_BYTES_MAX))
-    for start in range(0, rows.num_rows, step):
+    for start in range(0, max(1, rows.num_rows), step):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema) as stream:
             stream.write_table(rows.slice(start, step))
