@@ -39,7 +39,7 @@ from headrace.model.tables import Snapshot
 from headrace.runner import gather, spark_session
 from headrace.runner.local import LocalRunner
 from headrace.runner.places import FolderPlace
-from headrace.runner.spark import SparkRunner
+from headrace.runner.spark import Sizes, SparkRunner
 from headrace.runner.task import BODY_BYTES_MAX, bodies, table_of
 from headrace.stage.duplicates import IdIndex
 from headrace.stage.engine import Engine
@@ -53,6 +53,8 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 ENGINE = Engine(threads=1)
 HORIZON_S = 60
 PARTITIONS = 2
+SMALL = Sizes(task_bytes_min=1)
+MERGED = Sizes(task_bytes_min=1, merged_rows_min=0)
 
 
 @pytest.fixture(scope="module")
@@ -257,8 +259,7 @@ def both(tmp_path_factory):
 @given(sent=RECORDS, share=st.sampled_from([0.5, 1.0]), is_merged=st.booleans())
 def test_an_outcome_is_the_local_runners(sent, share, is_merged, session, both):
     data, local = both
-    merged = {"merged_rows_min": 0} if is_merged else {}
-    spark = data.spark(session, task_bytes_min=1, **merged)
+    spark = data.spark(session, sizes=MERGED if is_merged else SMALL)
     ids, before = IdIndex(), msgspec.structs.replace(NOTHING, ranges=data.epoch(1, None).ranges)
     data.send(sent)
     for number in (1, 2):
@@ -300,7 +301,7 @@ def send_events(data: Data, *names: str | None, gaps: dict[int, int] | None = No
 
 def test_ids_that_do_not_repeat_are_run_once_in_pieces(data, session, reruns):
     send_events(data, *map(str, range(40)))
-    outcome = data.spark(session, task_bytes_min=1).run(data.epoch(1, None), IdIndex())
+    outcome = data.spark(session, sizes=SMALL).run(data.epoch(1, None), IdIndex())
     assert reruns == []
     assert len(outcome.files["tables/events"]) > 1
     assert outcome.tables["events"].rows == 40
@@ -308,7 +309,7 @@ def test_ids_that_do_not_repeat_are_run_once_in_pieces(data, session, reruns):
 
 def test_an_id_in_two_pieces_has_its_partition_run_in_one(data, session, reruns):
     send_events(data, *map(str, range(39)), "0")
-    outcome = data.spark(session, task_bytes_min=1).run(data.epoch(1, None), IdIndex())
+    outcome = data.spark(session, sizes=SMALL).run(data.epoch(1, None), IdIndex())
     (partition,) = {(r.topic, r.partition) for r in data.epoch(1, None).ranges if r.end}
     assert reruns == [[partition]]
     assert outcome.topics["events"].duplicates == 1
@@ -317,7 +318,7 @@ def test_an_id_in_two_pieces_has_its_partition_run_in_one(data, session, reruns)
 
 def test_a_clock_that_is_reset_has_its_partition_run_in_one(data, session, reruns):
     send_events(data, *[None] * 20, "i", *[None] * 19, gaps={20: -3600})
-    outcome = data.spark(session, task_bytes_min=1).run(data.epoch(1, None), IdIndex())
+    outcome = data.spark(session, sizes=SMALL).run(data.epoch(1, None), IdIndex())
     assert len(reruns) == 1
     assert outcome.known_ids.num_rows == 2
     assert list(outcome.clocks.values()) == [data.clock.now_us()]
@@ -390,8 +391,8 @@ def test_a_task_that_always_fails_is_an_error_with_its_reason(data, session):
 def test_partials_that_are_many_are_merged_in_tasks(data, session):
     data.send([Sent("events", 0, 0, None, event(kind=str(i % 7), x=i % 3)) for i in range(200)])
     epoch = data.epoch(1, None)
-    apart = data.spark(session, task_bytes_min=1).run(epoch, IdIndex())
-    merged = data.spark(session, task_bytes_min=1, merged_rows_min=0).run(epoch, IdIndex())
+    apart = data.spark(session, sizes=SMALL).run(epoch, IdIndex())
+    merged = data.spark(session, sizes=MERGED).run(epoch, IdIndex())
     groups = [o.partials["arrived"]["groups"].num_rows for o in (apart, merged)]
     assert groups[0] > groups[1] == 7
     assert data.said(apart)["views"] == data.said(merged)["views"]

@@ -9,6 +9,7 @@ partials. What a task that fails or runs twice leaves behind are files that no c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +35,20 @@ from headrace.runner.task import RESULT_SCHEMA, Job, Settings, merge_partials, r
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-MERGED_ROWS_MIN = 200_000
-"""Rows of an epoch's partials from which on tasks merge them by key, and not the driver."""
-
 _BUCKET_ROWS = 100_000
 """About how many rows of partials a merging task gets."""
 
 _WORDS_MAX = 500
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """From which size on work is shared out."""
+
+    task_bytes_min: int = TASK_BYTES_MIN
+    """Bytes of the log that a task reads at least."""
+    merged_rows_min: int = 200_000
+    """Rows of an epoch's partials from which on tasks merge them by key, and not the driver."""
 
 
 class SparkRunner:
@@ -62,8 +70,7 @@ class SparkRunner:
         settings: Mapping[str, str] | None = None,
         memory_limit: str = "1GB",
         session: SparkSession | None = None,
-        task_bytes_min: int = TASK_BYTES_MIN,
-        merged_rows_min: int = MERGED_ROWS_MIN,
+        sizes: Sizes = Sizes(),
     ) -> None:
         self._log = log
         self._tables = tables
@@ -73,8 +80,7 @@ class SparkRunner:
         self._memory_limit = memory_limit
         self._given = session
         self._session: SparkSession | None = None
-        self._task_bytes_min = task_bytes_min
-        self._merged_rows_min = merged_rows_min
+        self._sizes = sizes
         self._encoded: tuple[Plan, bytes] | None = None
         self._rows_a_record = 1.0
         """Rows of partials that a record of the last epoch made; a guess before there is one."""
@@ -121,10 +127,10 @@ class SparkRunner:
         records = sum(r.end - r.start for r in epoch.ranges)
         expected = records * min(self._rows_a_record, len(epoch.plan.views))
         run = _Run(session, settings, epoch, slots)
-        if expected >= self._merged_rows_min:
+        if expected >= self._sizes.merged_rows_min:
             run.buckets = max(2, slots, round(expected / _BUCKET_ROWS))
         try:
-            run.run(cut(epoch, self._log, slots, self._task_bytes_min))  # 1
+            run.run(cut(epoch, self._log, slots, self._sizes.task_bytes_min))  # 1
             while wrong := gather.refuted(run.results, epoch, known):  # 2
                 run.results, tasks = gather.again(run.results, wrong, epoch, TASK_BYTES_MAX)
                 run.run(tasks)
