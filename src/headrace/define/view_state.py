@@ -20,6 +20,8 @@ from headrace.model.plan import Column, StatePart
 _BASE = "{base}"
 ROWS = "a0"
 """Column of `groups` with the number of a group's rows, of a view whose rows may be taken out."""
+_KEY = re.compile(r"k\d+|w|g")
+"""Names of the columns that every part begins with."""
 _DERIVED = re.compile(r"\bv\d+\b")
 
 
@@ -58,6 +60,16 @@ class _Part:
     """What the final query takes of it, each `expression AS name`."""
     source: str
     """What those expressions are taken over; the part itself, or a query of it."""
+
+
+def merge_key(part: StatePart) -> tuple[str, ...]:
+    """Return columns of a part such that rows which differ in them are never merged; may be none.
+
+    Rows that agree in all of them may go into one state row or into several.
+    """
+    if part.kind == "items":
+        return tuple(column.name for column in part.columns[:-1])
+    return tuple(c.name for c in part.columns if _KEY.fullmatch(c.name))
 
 
 class StateBuilder:

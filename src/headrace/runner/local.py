@@ -11,18 +11,10 @@ from headrace.model.log import LogReader
 from headrace.model.plan import DEAD_LETTERS, KNOWN_IDS, Plan
 from headrace.model.runner import Epoch, KnownIds, Outcome, Range
 from headrace.model.tables import DataFile, Tables
+from headrace.runner.staged import READ_BYTES_MAX, file_name, joined, unique_columns
 from headrace.stage.engine import Engine
 from headrace.stage.records import Slice
 from headrace.stage.stage import Stage
-
-READ_BYTES_MAX = 1 << 30
-"""Bytes of one range that an epoch takes at most: a column of an Arrow batch holds 2 GiB."""
-
-_UNIQUE = {
-    DEAD_LETTERS: ("letter_id", "event_id", "value"),
-    KNOWN_IDS: ("id",),
-}
-"""Columns whose values hardly repeat, by system table."""
 
 
 class LocalRunner:
@@ -60,7 +52,7 @@ class LocalRunner:
         result = stage.make_rows(slices, known, epoch.started_at_us)  # 2
         keyed = {t.name for t in epoch.plan.tables if t.keyed}
         writes = {
-            _file_name(t): self._write(_file_name(t), r)
+            file_name(t): self._write(file_name(t), r)
             for t, r in result.rows.items()
             if t not in keyed
         }
@@ -68,10 +60,10 @@ class LocalRunner:
             for table in list(result.rows):  # 3
                 if not stage.make_partials(result, slices, table) and table not in keyed:
                     # What the first write leaves is a file that no commit will name.
-                    writes.pop(_file_name(table)).result()
+                    writes.pop(file_name(table)).result()
                     if table in result.rows:
                         rows = result.rows[table]
-                        writes[_file_name(table)] = self._write(_file_name(table), rows)
+                        writes[file_name(table)] = self._write(file_name(table), rows)
             system = {DEAD_LETTERS: result.letters.table(), KNOWN_IDS: result.known_ids}  # 4
             writes |= {n: self._write(n, rows) for n, rows in system.items() if rows is not None}
             files = {name: [write.result()] for name, write in writes.items()}
@@ -100,8 +92,7 @@ class LocalRunner:
         return self._compiled[1]
 
     def _write(self, name: str, rows: pa.Table) -> Future[DataFile]:
-        unique = _UNIQUE.get(name, ("event_id", "_offset"))
-        return self._writer.submit(self._tables.stage, name, rows, unique=unique)
+        return self._writer.submit(self._tables.stage, name, rows, unique=unique_columns(name))
 
     def _read(self, epoch: Epoch) -> tuple[list[Slice], tuple[Range, ...]]:
         slices, ranges = [], []
@@ -117,7 +108,7 @@ class LocalRunner:
                 # A log may leave gaps; one that lost records was found out before.
                 ranges.append(asked)
                 continue
-            records = _joined(batches)
+            records = joined(batches)
             part = Slice(
                 asked.topic,
                 asked.partition,
@@ -129,13 +120,3 @@ class LocalRunner:
             end = int(records.column("offset")[-1].as_py()) + 1
             ranges.append(Range(asked.topic, asked.partition, asked.start, end))
         return slices, tuple(ranges)
-
-
-def _file_name(table: str) -> str:
-    return f"tables/{table}"
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]

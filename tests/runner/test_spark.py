@@ -1,0 +1,468 @@
+"""The Spark runner on a real local session: what every runner keeps, and what it alone may lose."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'headrace[spark]'")
+if shutil.which("java") is None:
+    pytest.skip("Spark needs Java", allow_module_level=True)
+
+from pyspark import cloudpickle
+
+from headrace import Pipeline, Record, tumbling
+from headrace.define.check import check
+from headrace.log.embedded import EmbeddedLog
+from headrace.model.batch import Batch
+from headrace.model.clock import ManualClock
+from headrace.model.errors import Internal, Unavailable
+from headrace.model.ids import client_id
+from headrace.model.plan import DEAD_LETTER_SCHEMA, DEAD_LETTERS, KNOWN_ID_SCHEMA, KNOWN_IDS, Plan
+from headrace.model.runner import Epoch, Outcome, Range
+from headrace.model.tables import Snapshot
+from headrace.runner import gather, spark_session
+from headrace.runner.local import LocalRunner
+from headrace.runner.places import FolderPlace
+from headrace.runner.spark import Sizes, SparkRunner
+from headrace.runner.task import BODY_BYTES_MAX, bodies, table_of
+from headrace.stage.duplicates import IdIndex
+from headrace.stage.engine import Engine
+from headrace.stage.fold import ViewState
+from headrace.tables.delta import DeltaTables
+from headrace.testing.runner_suite import GUARANTEES, Bench
+
+# Workers cannot import a test; what they need of it is sent to them.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+ENGINE = Engine(threads=1)
+HORIZON_S = 60
+PARTITIONS = 2
+SMALL = Sizes(task_bytes_min=1)
+MERGED = Sizes(task_bytes_min=1, merged_rows_min=0)
+
+
+@pytest.fixture(scope="module")
+def session():
+    # More slots than there are: small ranges are cut into several pieces.
+    made = spark_session.begin("local[2]", {"spark.default.parallelism": "5"})
+    yield made
+    spark_session.end(made)
+
+
+@dataclass(frozen=True)
+class Unreadable(FolderPlace):
+    def open_log(self):
+        raise Unavailable("The log cannot be read now")
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda g: g.__name__)
+def test_the_spark_runner_keeps(guarantee, session, tmp_path):
+    def make(log, tables, clock):
+        kind = FolderPlace if isinstance(log, EmbeddedLog) else Unreadable
+        place = kind(str(tmp_path / "log"), str(tmp_path))
+        return SparkRunner(log, tables, clock, place, session=session)
+
+    clock = ManualClock()
+    with closing(EmbeddedLog(tmp_path / "log", clock)) as log:
+        guarantee(Bench(log, DeltaTables(tmp_path, clock), clock, make))
+
+
+class Event(Record):
+    kind: str
+    n: int | None = None
+    x: float | None = None
+    text: str | None = None
+
+
+class Thing(Record):
+    key: str
+    n: int
+    gone: bool = False
+
+
+def plan() -> Plan:
+    pipe = Pipeline("spark")
+    pipe.topic("events", Event, partitions=PARTITIONS)
+    things = pipe.topic("things", Thing, key="key", store=False)
+    pipe.table("casts", "SELECT kind, CAST(text AS INTEGER) AS number FROM events WHERE n <> 0")
+    pipe.table(
+        "held", {things: "SELECT key, n, gone FROM things"}, key="key", version="n", deleted="gone"
+    )
+    pipe.view(
+        "sets",
+        "SELECT kind, n, count(*) AS c, sum(x) AS s, count(DISTINCT x) AS d FROM events"
+        " GROUP BY GROUPING SETS ((kind, n), ())",
+    )
+    pipe.view("squares", "SELECT sum(number * number) AS s, count(*) AS c FROM casts")
+    pipe.view("sketch", "SELECT kind, approx_count_distinct(n) AS a FROM events GROUP BY kind")
+    pipe.view(
+        "arrived",
+        "SELECT kind, count(*) AS c FROM events GROUP BY kind",
+        window=tumbling("1 minute", on="received_at"),
+    )
+    pipe.view("total", "SELECT count(*) AS c, sum(n) AS s FROM held")
+    made = check(pipe)
+    assert isinstance(made, Plan), made
+    return msgspec.structs.replace(
+        made, options=dataclasses.replace(made.options, horizon_s=HORIZON_S)
+    )
+
+
+PLAN = plan()
+SCHEMAS = {DEAD_LETTERS: DEAD_LETTER_SCHEMA, KNOWN_IDS: KNOWN_ID_SCHEMA} | {
+    t.storage: ENGINE.arrow_schema(t.columns) for t in PLAN.tables
+}
+
+
+NOTHING = Outcome({}, {}, None, {}, {}, {}, ())
+
+
+class Sent(NamedTuple):
+    """A record; `gap_s` is how long after the one before it was received."""
+
+    topic: str
+    partition: int
+    gap_s: int
+    name: str | None
+    value: bytes
+
+
+EVENTS = st.fixed_dictionaries(
+    {"kind": st.sampled_from("abc"), "n": st.sampled_from([0, 1, -3, 2**63 - 1])},
+    optional={
+        "x": st.sampled_from([0.1, -0.0, 1e16, 1e300, None]),
+        "text": st.sampled_from(["7", "none", "50000"]),
+    },
+)
+THINGS = st.fixed_dictionaries(
+    {"key": st.sampled_from("pq"), "n": st.integers(0, 4), "gone": st.booleans()}
+)
+BAD = [b"{", b'{"kind":5}', b'{"key":"p"}', b'{"kind":"a","kind":"b"}', b"\xff", b"[" * 100]
+
+
+def values(shape: st.SearchStrategy[dict[str, object]]) -> st.SearchStrategy[bytes]:
+    return shape.map(lambda fields: json.dumps(fields).encode()) | st.sampled_from(BAD)
+
+
+GAPS = st.sampled_from([0, 0, 1, 25, 61, -20, -200])
+NAMES = st.sampled_from([None, None, None, "i", "j", "k"])
+RECORDS = st.lists(
+    st.builds(Sent, st.just("events"), st.integers(0, 1), GAPS, NAMES, values(EVENTS))
+    | st.builds(Sent, st.just("things"), st.just(0), GAPS, NAMES, values(THINGS)),
+    min_size=1,
+    max_size=40,
+)
+
+
+class Data:
+    """A log with records and tables, in a folder that tasks open too."""
+
+    def __init__(self, folder: Path, plan: Plan = PLAN) -> None:
+        self.plan = plan
+        self.clock = ManualClock()
+        self.folder = folder
+        self.log = EmbeddedLog(folder / "log", self.clock)
+        self.tables = DeltaTables(folder, self.clock)
+        for topic in plan.topics:
+            self.log.create(topic.name, topic.partitions)
+
+    def send(self, sent: list[Sent]) -> None:
+        keys = {0: b"a", 1: b"c"}
+        for one in sent:
+            self.clock.set_now_us(self.clock.now_us() + one.gap_s * 1_000_000)
+            batch = Batch()
+            chosen = client_id("s", one.topic, one.name) if one.name else self.clock.new_id()
+            batch.add(
+                one.value, received_at=self.clock.now_us(), id=chosen, key=keys[one.partition]
+            )
+            self.log.append(one.topic, batch)
+
+    def epoch(self, number: int, before: Outcome | None, share: float = 1.0) -> Epoch:
+        done = {(r.topic, r.partition): r.end for r in before.ranges} if before else {}
+        ranges = []
+        for topic in self.plan.topics:
+            for partition, end in enumerate(self.log.ends(topic.name)):
+                start = done.get((topic.name, partition), 0)
+                ranges.append(
+                    Range(topic.name, partition, start, start + round((end - start) * share))
+                )
+        return Epoch(
+            number=number,
+            plan=self.plan,
+            ranges=tuple(ranges),
+            incarnations={n: t.incarnation for n, t in self.log.describe().items()},
+            clocks=before.clocks if before else {},
+            started_at_us=0,
+        )
+
+    def spark(self, session, kind=FolderPlace, **options) -> SparkRunner:
+        place = kind(str(self.folder / "log"), str(self.folder))
+        return SparkRunner(self.log, self.tables, self.clock, place, session=session, **options)
+
+    def said(self, outcome: Outcome) -> dict[str, object]:
+        """Return what an outcome says, in one order, with its files' rows and its views."""
+        views = {}
+        for view in self.plan.views:
+            state = ViewState(view, ENGINE)
+            if view.name in outcome.partials:
+                state.add(outcome.partials[view.name])
+            views[view.name] = multiset(state.final())
+        return {
+            "rows": {n: multiset(self.rows(n, outcome)) for n in outcome.files},
+            "views": views,
+            "known": multiset(outcome.known_ids),
+            "keyed": {n: multiset(rows) for n, rows in outcome.keyed.items()},
+            "counts": (outcome.topics, outcome.tables),
+            "ranges": (outcome.clocks, outcome.ranges),
+        }
+
+    def rows(self, name: str, outcome: Outcome) -> pa.Table:
+        files = outcome.files[name]
+        root = str(self.folder / name)
+        return self.tables.read(Snapshot(name, root, "", 0, (), {}, SCHEMAS[name], {}), files)
+
+    def close(self) -> None:
+        self.log.close()
+
+
+def multiset(rows: pa.Table | None) -> Counter[str]:
+    return Counter(map(repr, [] if rows is None else rows.to_pylist()))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A log that every example adds to, so that workers keep what they have compiled."""
+    with (
+        closing(Data(tmp_path_factory.mktemp("both"))) as data,
+        closing(LocalRunner(data.log, data.tables, data.clock, threads=1)) as local,
+    ):
+        yield data, local
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(sent=RECORDS, share=st.sampled_from([0.5, 1.0]), is_merged=st.booleans())
+def test_an_outcome_is_the_local_runners(sent, share, is_merged, session, both):
+    data, local = both
+    spark = data.spark(session, sizes=MERGED if is_merged else SMALL)
+    ids, before = IdIndex(), msgspec.structs.replace(NOTHING, ranges=data.epoch(1, None).ranges)
+    data.send(sent)
+    for number in (1, 2):
+        epoch = data.epoch(number, before, share if number == 1 else 1.0)
+        outcome = local.run(epoch, ids)
+        assert data.said(spark.run(epoch, ids)) == data.said(outcome)
+        if outcome.known_ids is not None:
+            ids.add(outcome.known_ids)
+        before = outcome
+
+
+def event(**fields) -> bytes:
+    return json.dumps({"kind": "a", "n": 1, **fields}).encode()
+
+
+@pytest.fixture
+def data(tmp_path):
+    with closing(Data(tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+def reruns(monkeypatch):
+    """Which partitions were run again, epoch by epoch."""
+    found = []
+    again = gather.again
+
+    def noted(results, wrong, *rest):
+        found.append(sorted(wrong))
+        return again(results, wrong, *rest)
+
+    monkeypatch.setattr(gather, "again", noted)
+    return found
+
+
+def send_events(data: Data, *names: str | None, gaps: dict[int, int] | None = None) -> None:
+    data.send([Sent("events", 0, (gaps or {}).get(i, 0), n, event()) for i, n in enumerate(names)])
+
+
+def test_ids_that_do_not_repeat_are_run_once_in_pieces(data, session, reruns):
+    send_events(data, *map(str, range(40)))
+    outcome = data.spark(session, sizes=SMALL).run(data.epoch(1, None), IdIndex())
+    assert reruns == []
+    assert len(outcome.files["tables/events"]) > 1
+    assert outcome.tables["events"].rows == 40
+
+
+def test_an_id_in_two_pieces_has_its_partition_run_in_one(data, session, reruns):
+    send_events(data, *map(str, range(39)), "0")
+    outcome = data.spark(session, sizes=SMALL).run(data.epoch(1, None), IdIndex())
+    (partition,) = {(r.topic, r.partition) for r in data.epoch(1, None).ranges if r.end}
+    assert reruns == [[partition]]
+    assert outcome.topics["events"].duplicates == 1
+    assert len(outcome.files["tables/events"]) == 1
+
+
+def test_a_clock_that_is_reset_has_its_partition_run_in_one(data, session, reruns):
+    send_events(data, *[None] * 20, "i", *[None] * 19, gaps={20: -3600})
+    outcome = data.spark(session, sizes=SMALL).run(data.epoch(1, None), IdIndex())
+    assert len(reruns) == 1
+    assert outcome.known_ids.num_rows == 2
+    assert list(outcome.clocks.values()) == [data.clock.now_us()]
+
+
+@dataclass(frozen=True)
+class Failing(FolderPlace):
+    """Opens the log only after it was tried before, on whatever worker."""
+
+    def open_log(self):
+        tried = Path(self.tables) / "tried"
+        if not tried.exists():
+            tried.touch()
+            self.fail()
+        return super().open_log()
+
+    def fail(self):
+        raise RuntimeError("the disk of this machine is broken")
+
+
+@dataclass(frozen=True)
+class Dying(Failing):
+    def fail(self):
+        os._exit(9)
+
+
+@dataclass(frozen=True)
+class Broken(Failing):
+    def open_log(self):
+        raise RuntimeError("the disk of every machine is broken")
+
+
+@dataclass(frozen=True)
+class Full(FolderPlace):
+    """Fails once after its rows are staged: what they are staged as is an orphan."""
+
+    def open_tables(self, clock):
+        return Halfway(Path(self.tables), clock)
+
+
+class Halfway(DeltaTables):
+    def stage(self, name, rows, **options):
+        file = super().stage(name, rows, **options)
+        tried = Path(self.storage.uri("tried"))
+        if not tried.exists():
+            tried.touch()
+            raise RuntimeError("the machine is gone")
+        return file
+
+
+@pytest.mark.parametrize("kind", [Failing, Dying, Full])
+def test_a_task_that_fails_is_run_again(kind, data, session):
+    send_events(data, "i", "i", *[None] * 20)
+    outcome = data.spark(session, kind).run(data.epoch(1, None), IdIndex())
+    assert (data.folder / "tried").exists()
+    assert outcome.tables["events"].rows == 21
+    assert data.rows("tables/events", outcome).num_rows == 21
+    staged = list((data.folder / "tables/events").glob("*.parquet"))
+    assert len(staged) == (2 if kind is Full else 1)
+
+
+def test_a_task_that_always_fails_is_an_error_with_its_reason(data, session):
+    send_events(data, None)
+    with pytest.raises(Internal, match="the disk of every machine is broken"):
+        data.spark(session, Broken).run(data.epoch(1, None), IdIndex())
+    outcome = data.spark(session).run(data.epoch(1, None), IdIndex())
+    assert outcome.tables["events"].rows == 1
+
+
+def test_partials_that_are_many_are_merged_in_tasks(data, session):
+    data.send([Sent("events", 0, 0, None, event(kind=str(i % 7), x=i % 3)) for i in range(200)])
+    epoch = data.epoch(1, None)
+    apart = data.spark(session, sizes=SMALL).run(epoch, IdIndex())
+    merged = data.spark(session, sizes=MERGED).run(epoch, IdIndex())
+    groups = [o.partials["arrived"]["groups"].num_rows for o in (apart, merged)]
+    assert groups[0] > groups[1] == 7
+    assert data.said(apart)["views"] == data.said(merged)["views"]
+
+
+def test_a_task_keeps_to_its_memory(data, session):
+    texts = [Sent("events", 0, 0, None, event(kind=f"{i:0200}")) for i in range(3000)]
+    data.send(texts)
+    outcome = data.spark(session, memory_limit="4MB").run(data.epoch(1, None), IdIndex())
+    state = ViewState(next(v for v in PLAN.views if v.name == "arrived"), ENGINE)
+    state.add(outcome.partials["arrived"])
+    assert state.final().num_rows == 3000
+    with pytest.raises(Unavailable) as caught:
+        data.spark(session, memory_limit="1MB").run(data.epoch(1, None), IdIndex())
+    assert caught.value.code == "out_of_memory"
+
+
+def test_a_large_table_comes_in_several_bodies():
+    rows = pa.table({"x": pa.array([b"x" * (1 << 20)] * 40)})
+    found = list(bodies(rows))
+    assert max(map(len, found)) <= BODY_BYTES_MAX + (1 << 20)
+    assert pa.concat_tables(map(table_of, found)).equals(rows)
+
+
+ALONE = """
+import json, sys
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+
+from headrace.log.embedded import EmbeddedLog
+from headrace.model.clock import SystemClock
+from headrace.model.errors import Unavailable
+from headrace.runner.places import FolderPlace
+from headrace.runner.spark import SparkRunner
+from headrace.tables.delta import DeltaTables
+from headrace.testing.runner_suite import GOOD, Bench
+from headrace.stage.duplicates import IdIndex
+
+folder, clock, me = Path(sys.argv[1]), SystemClock(), psutil.Process()
+tables, found = DeltaTables(folder, clock), []
+with closing(EmbeddedLog(folder / "log", clock)) as log:
+    place = FolderPlace(str(folder / "log"), str(folder))
+    bench = Bench(log, tables, clock, None)
+    bench.send(*GOOD)
+    runner = SparkRunner(log, tables, clock, place, master="local[1]")
+    found.append(runner.run(bench.epoch(), IdIndex()).tables["events"].rows)
+    started = me.children(recursive=True)
+    (java,) = [child for child in me.children() if child.name() == "java"]
+    java.kill()
+    java.wait()
+    try:
+        runner.run(bench.epoch(), IdIndex())
+    except Unavailable as error:
+        found.append(error.code)
+    found.append(runner.run(bench.epoch(), IdIndex()).tables["events"].rows)
+    started += me.children(recursive=True)
+    runner.close()
+gone, alive = psutil.wait_procs(started, timeout=30)
+print(json.dumps([*found, len(started) > 3, [p.cmdline() for p in alive]]))
+"""
+
+
+def test_a_lost_spark_is_begun_again_and_the_end_leaves_no_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+        check=True,
+        timeout=280,
+    )
+    assert json.loads(done.stdout) == [4, "spark_failed", 4, True, []]
