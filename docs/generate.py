@@ -76,7 +76,10 @@ def command_line() -> str:
 
 def commands(parent: click.Context | None = None) -> Iterator[click.Context]:
     """Yield every command and group as a context of its own, in the order of the help."""
-    above = parent or click.Context(cli, info_name="headrace", terminal_width=HELP_WIDTH)
+    # With the program's own settings: a command keeps the names of --help that it saw first.
+    above = parent or click.Context(
+        cli, info_name="headrace", terminal_width=HELP_WIDTH, **cli.context_settings
+    )
     group = above.command
     assert isinstance(group, click.Group)
     for name in group.list_commands(above):
