@@ -83,4 +83,8 @@ class Layout:
         if len(str(path).encode()) <= SOCKET_PATH_BYTES_MAX:
             return path
         digest = hashlib.blake2b(str(self.root).encode(), digest_size=8).hexdigest()
-        return Path(tempfile.gettempdir()) / f"headrace-{digest}-{name}"
+        short = Path(tempfile.gettempdir()) / f"headrace-{digest}-{name}"
+        if len(str(short).encode()) <= SOCKET_PATH_BYTES_MAX:
+            return short
+        # TMPDIR itself may be long.
+        return Path("/tmp") / short.name  # noqa: S108 - the name is of this directory alone
