@@ -40,6 +40,9 @@ STEPS = [
 ]
 
 
+ATTEMPTS = 3
+
+
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
@@ -47,11 +50,23 @@ def state_of(pid: int) -> str:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see a stop")
 @pytest.mark.parametrize("step", STEPS)
 def test_stopped_inside(tmp_path: Path, step: str) -> None:
-    assert run(tmp_path, "append") == 0
+    for attempt in range(ATTEMPTS):
+        (data := tmp_path / str(attempt)).mkdir()
+        if is_fenced(data, step):
+            return
+    pytest.fail(f"{step}: each time the first held a lock of SQLite when it was stopped")
+
+
+def is_fenced(data: Path, step: str) -> bool:
+    """Try it; return False if another thread of the first was stopped inside SQLite.
+
+    It then holds a lock of the segment's shared memory, and nobody reads until it goes on.
+    """
+    assert run(data, "append") == 0
     if step.startswith("rollforward"):
-        assert run(tmp_path, "process", failpoint="commit.3:2") == -signal.SIGKILL
+        assert run(data, "process", failpoint="commit.3:2") == -signal.SIGKILL
     first = subprocess.Popen(
-        [sys.executable, str(WORKER), str(tmp_path), str(TOTAL), "process"],
+        [sys.executable, str(WORKER), str(data), str(TOTAL), "process"],
         env={**os.environ, "HEADRACE_FAILPOINT": f"{step}=stop"},
         stderr=subprocess.PIPE,
     )
@@ -64,12 +79,14 @@ def test_stopped_inside(tmp_path: Path, step: str) -> None:
         # The second owner cuts the same records into other epochs.
         env = {**os.environ, "CUT_BYTES": "2500"}
         second = subprocess.run(
-            [sys.executable, str(WORKER), str(tmp_path), str(TOTAL), "process"],
+            [sys.executable, str(WORKER), str(data), str(TOTAL), "process"],
             env=env,
             capture_output=True,
             timeout=120,
             check=False,
         )
+        if second.returncode and b"locking protocol" in second.stderr:
+            return False
         assert second.returncode == 0, second.stderr.decode()[-3000:]
         first.send_signal(signal.SIGCONT)
         _, said = first.communicate(timeout=60)
@@ -80,4 +97,5 @@ def test_stopped_inside(tmp_path: Path, step: str) -> None:
     fenced = first.returncode == 1 and b"Fenced" in said
     harmless = first.returncode == 0 and step in {"checkpoint.1", "checkpoint.2"}
     assert fenced or harmless, said.decode()[-3000:]
-    assert breaches(tmp_path) == []
+    assert breaches(data) == []
+    return True
