@@ -1,7 +1,8 @@
 """Where the trial cluster's programs come from: Maven Central, once, into a cache of the user's.
 
 `HEADRACE_CACHE` names the cache's folder; else it is `headrace` in the user's own cache folder.
-What is downloaded stands in a `pom.xml` beside this file, with its versions.
+What is downloaded stands in a `pom.xml` beside this file, with its versions: `kafka` is a broker,
+`spark` the jars that a Spark session needs to read Kafka and Delta tables without Headrace.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def _download(name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         pom, found = Path(work) / "pom.xml", Path(work) / "jars"
         pom.write_text(_pom(name), encoding="utf-8")
-        command = ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+        # Each list names the goal that copies its jars.
+        command = ["mvn", "-q", "-B", "-f", str(pom)]
         command += [f"-DoutputDirectory={found}", "-DincludeScope=runtime"]
         try:
             done = subprocess.run(  # noqa: S603 - Maven with our own list
