@@ -38,7 +38,7 @@ from headrace.model.runner import Epoch, Outcome, Range
 from headrace.model.tables import Snapshot
 from headrace.runner import gather, spark_session
 from headrace.runner.local import LocalRunner
-from headrace.runner.places import FolderPlace
+from headrace.runner.places import Place
 from headrace.runner.spark import Sizes, SparkRunner
 from headrace.runner.task import BODY_BYTES_MAX, bodies, table_of
 from headrace.stage.duplicates import IdIndex
@@ -66,16 +66,16 @@ def session():
 
 
 @dataclass(frozen=True)
-class Unreadable(FolderPlace):
-    def open_log(self):
+class Unreadable(Place):
+    def open_log(self, clock):
         raise Unavailable("The log cannot be read now")
 
 
 @pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda g: g.__name__)
 def test_the_spark_runner_keeps(guarantee, session, tmp_path):
     def make(log, tables, clock):
-        kind = FolderPlace if isinstance(log, EmbeddedLog) else Unreadable
-        place = kind(str(tmp_path / "log"), str(tmp_path))
+        kind = Place if isinstance(log, EmbeddedLog) else Unreadable
+        place = kind(tmp_path / "log", tmp_path)
         return SparkRunner(log, tables, clock, place, session=session)
 
     clock = ManualClock()
@@ -211,8 +211,8 @@ class Data:
             started_at_us=0,
         )
 
-    def spark(self, session, kind=FolderPlace, **options) -> SparkRunner:
-        place = kind(str(self.folder / "log"), str(self.folder))
+    def spark(self, session, kind=Place, **options) -> SparkRunner:
+        place = kind(self.folder / "log", self.folder)
         return SparkRunner(self.log, self.tables, self.clock, place, session=session, **options)
 
     def said(self, outcome: Outcome) -> dict[str, object]:
@@ -325,15 +325,15 @@ def test_a_clock_that_is_reset_has_its_partition_run_in_one(data, session, rerun
 
 
 @dataclass(frozen=True)
-class Failing(FolderPlace):
+class Failing(Place):
     """Opens the log only after it was tried before, on whatever worker."""
 
-    def open_log(self):
-        tried = Path(self.tables) / "tried"
+    def open_log(self, clock):
+        tried = self.tables / "tried"
         if not tried.exists():
             tried.touch()
             self.fail()
-        return super().open_log()
+        return super().open_log(clock)
 
     def fail(self):
         raise RuntimeError("the disk of this machine is broken")
@@ -347,16 +347,16 @@ class Dying(Failing):
 
 @dataclass(frozen=True)
 class Broken(Failing):
-    def open_log(self):
+    def open_log(self, clock):
         raise RuntimeError("the disk of every machine is broken")
 
 
 @dataclass(frozen=True)
-class Full(FolderPlace):
+class Full(Place):
     """Fails once after its rows are staged: what they are staged as is an orphan."""
 
     def open_tables(self, clock):
-        return Halfway(Path(self.tables), clock)
+        return Halfway(self.tables, clock)
 
 
 class Halfway(DeltaTables):
@@ -427,7 +427,7 @@ import psutil
 from headrace.log.embedded import EmbeddedLog
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Unavailable
-from headrace.runner.places import FolderPlace
+from headrace.runner.places import Place
 from headrace.runner.spark import SparkRunner
 from headrace.tables.delta import DeltaTables
 from headrace.testing.runner_suite import GOOD, Bench
@@ -436,7 +436,7 @@ from headrace.stage.duplicates import IdIndex
 folder, clock, me = Path(sys.argv[1]), SystemClock(), psutil.Process()
 tables, found = DeltaTables(folder, clock), []
 with closing(EmbeddedLog(folder / "log", clock)) as log:
-    place = FolderPlace(str(folder / "log"), str(folder))
+    place = Place(folder / "log", folder)
     bench = Bench(log, tables, clock, None)
     bench.send(*GOOD)
     runner = SparkRunner(log, tables, clock, place, master="local[1]")

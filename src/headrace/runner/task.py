@@ -140,8 +140,9 @@ class _Workshop:
         self.plan = msgspec.json.decode(settings.plan, type=Plan)
         self.engine = Engine(settings.threads, settings.memory_limit)
         self.stage = Stage(self.plan, self.engine)
-        self.log = settings.place.open_log()
-        self.tables = settings.place.open_tables(SystemClock())
+        clock = SystemClock()
+        self.log = settings.place.open_log(clock)
+        self.tables = settings.place.open_tables(clock)
 
 
 # A Python worker of Spark's runs one task at a time and outlives it; this is what it keeps.

@@ -47,7 +47,7 @@ class Kafka:
 
     bootstrap: str
     """`host:port,…` of some brokers."""
-    properties: Mapping[str, str] = field(default_factory=dict)
+    properties: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
     prefix: str = ""
     replication: int = 3
     insync_min: int = 2
@@ -252,6 +252,9 @@ class Admin:
                 is_there = self._describe([places[0].topic]) != [None]
                 code = "LEADER_NOT_AVAILABLE" if is_there else "UNKNOWN_TOPIC_OR_PART"
                 raise KafkaException(KafkaError(getattr(KafkaError, code))) from error
+            if any(offset < 0 for offsets in found for offset in offsets):
+                # The client has no number while a partition's leader changes, and says no more.
+                raise KafkaException(KafkaError(KafkaError.OFFSET_NOT_AVAILABLE))
             for offsets, are_ends in zip(found, latest, strict=True):
                 if are_ends:
                     self._check_ends(places, offsets)
