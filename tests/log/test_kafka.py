@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from concurrent.futures import Future
 from contextlib import closing
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, Producer, TopicPartition
+from confluent_kafka.admin import ListOffsetsResultInfo
 
 from headrace.app.cluster.brokers import USER
 from headrace.log.kafka import Kafka, KafkaLog, tail
@@ -212,10 +214,88 @@ def test_the_states_topic_does_not_grow_for_ever(kafka_place, monkeypatch):
         expected = log.scan("")
         assert len(expected) == 45
         state = kafka_place.kafka.state_topic
-        assert log._admin.bound(state, latest=True) - log._admin.bound(state, latest=False) < 20
+        assert log._admin.bound(state, latest=True) - log._admin.bound(state, latest=False) < 30
         assert behind.scan("") == expected
     with closing(kafka_place.open()) as log:
         assert log.scan("") == expected
+
+
+def once_after(monkeypatch, owner, name, act, is_it=lambda *_args, **_options: True):
+    """Have something happen right after the first call of a method that `is_it` is true of."""
+    original = getattr(owner, name)
+    left = [act]
+
+    def wrapped(*args, **options):
+        answer = original(*args, **options)
+        if left and is_it(*args, **options):
+            left.pop()()
+        return answer
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+def put_many(log, count):
+    for _ in range(count):
+        entry = log.get("counter")
+        log.put_if("counter", entry.revision if entry else 0, b"x")
+
+
+@pytest.mark.parametrize("latest", [True, False], ids=["end", "start"])
+def test_what_is_read_while_another_deletes_behind_its_snapshot_is_whole(
+    latest, kafka_place, monkeypatch
+):
+    """Whoever has just been told the topic's end, or its start, finds neither there any more."""
+    monkeypatch.setattr(tail, "SNAPSHOT_EVERY", 5)
+    with closing(kafka_place.open()) as log, closing(kafka_place.reader()) as late:
+        log.put_if("first", 0, b"1")
+        state = kafka_place.kafka.state_topic
+        once_after(
+            monkeypatch, late._admin, "bound", lambda: put_many(log, 20),
+            lambda _name, **options: options == {"latest": latest},
+        )  # fmt: skip
+        assert late.scan("") == log.scan("")
+        assert log._admin.bound(state, latest=False) > 5
+
+
+def test_a_put_is_judged_though_another_writes_a_snapshot_before_its_author_reads(
+    kafka_place, monkeypatch
+):
+    monkeypatch.setattr(tail, "SNAPSHOT_EVERY", 5)
+    with closing(kafka_place.open()) as one, closing(kafka_place.open()) as two:
+
+        def meanwhile(puts):
+            put_many(two, puts)
+            # The client may have fetched ahead; what it has not is what this is about.
+            one._state._fetcher.rest()
+
+        put_many(two, 8)
+        once_after(monkeypatch, one._state, "_append", lambda: meanwhile(4))
+        assert one.put_if("mine", 0, b"1") == two.get("mine")
+        once_after(monkeypatch, one._state, "_append", lambda: meanwhile(20))
+        # By now nobody can tell any more; its author looks, and finds it.
+        error = expect_error(Unavailable, lambda: one.put_if("other", 0, b"1"))
+        assert error.code == "outcome_unknown"
+        assert one.get("other") == two.get("other")
+
+
+def test_no_number_from_kafka_is_no_offset(kafka_place, log, monkeypatch):
+    """While leaders change, the client can answer with what stands for none."""
+    log.append("events", values(b"1"))
+    client, asked = log._admin._client, []
+    original = client.list_offsets
+
+    def listed(places, **options):
+        answers = original(places, **options)
+        asked.append(places)
+        if len(asked) > 1:
+            return answers
+        nothing = Future()
+        nothing.set_result(ListOffsetsResultInfo(OFFSET_INVALID, -1, -1))
+        return dict.fromkeys(answers, nothing)
+
+    monkeypatch.setattr(client, "list_offsets", listed)
+    assert log.ends("events") == [1]
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("point", POINTS)

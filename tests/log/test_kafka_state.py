@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.log.kafka import state
-from headrace.log.kafka.state import Abort, Begin, Put, State, Verdict, load
+from headrace.log.kafka.state import Abort, Begin, Put, State, Verdict, first_state
 from headrace.model.errors import Corrupt
 
 KEYS = st.sampled_from(["a", "b", "c"])
@@ -28,6 +28,15 @@ def folded(changes):
     made = State()
     for offset, change in enumerate(changes):
         made.apply(offset, change)
+    return made
+
+
+def load(start, changes):
+    """The state after all changes of a log that begins at an offset."""
+    position, made = first_state(start, changes)
+    for offset, change in changes:
+        if offset >= position:
+            made.apply(offset, change)
     return made
 
 
@@ -96,6 +105,15 @@ def test_a_snapshot_that_misses_a_part_stands_for_nothing(monkeypatch_parts):
     with pytest.raises(Corrupt):
         load(1, [])
     assert seen(load(1, [(1, first), (4, second)])) == seen(made)
+
+
+def test_snapshots_of_one_offset_are_the_same_however_the_state_came_about(monkeypatch_parts):
+    """Two writers' parts lie between one another, and each part may come from either."""
+    changes = [Put(key, {key: b"1"}, {}) for key in "cabd"]
+    one = folded(changes)
+    first, second = one.snapshot(3)
+    two = load(4, [(4, second), (5, first)])
+    assert two.snapshot(3) == one.snapshot(3)
 
 
 def test_what_nobody_of_us_wrote_is_corrupt():

@@ -128,7 +128,8 @@ class State:
 
     def snapshot(self, as_of: int) -> list[Snapshot]:
         """Return the parts of a snapshot of this state, which is that after offset `as_of`."""
-        chunks = list(_chunks(list(self.entries.values()))) or [[]]
+        # By key: two writers' parts of one offset are the same, however each came to the state.
+        chunks = list(_chunks([self.entries[key] for key in sorted(self.entries)])) or [[]]
         return [
             Snapshot(
                 as_of,
@@ -142,19 +143,17 @@ class State:
         ]
 
 
-def load(start: int, changes: Sequence[tuple[int, Change]]) -> State:
-    """Return the state after all changes of a log that begins at offset `start`.
+def first_state(start: int, changes: Sequence[tuple[int, Change]]) -> tuple[int, State]:
+    """Return the state that a log which begins at offset `start` begins with, and the offset after.
 
-    `changes` are those from `start` on, with their offsets. Raises `Corrupt` if changes were
-    deleted that no complete snapshot stands for.
+    `changes` are those from `start` on, with their offsets; those before the returned offset are in
+    the state. Raises `Corrupt`, code `state_gap`, if changes were deleted that no complete snapshot
+    among these stands for.
     """
-    as_of, state = -1, State()
-    if start > 0:
-        as_of, state = _first_snapshot(start, changes)
-    for offset, change in changes:
-        if offset > as_of:
-            state.apply(offset, change)
-    return state
+    if start <= 0:
+        return 0, State()
+    as_of, state = _first_snapshot(start, changes)
+    return as_of + 1, state
 
 
 def encode(change: Change) -> bytes:
@@ -192,11 +191,11 @@ def _chunks(entries: Sequence[StateEntry]) -> Iterator[list[StateEntry]]:
 
 def _first_snapshot(start: int, changes: Sequence[tuple[int, Change]]) -> tuple[int, State]:
     """Return the first complete snapshot that stands for all before `start`."""
-    found: dict[int, dict[int, Snapshot]] = {}
+    found: dict[tuple[int, int], dict[int, Snapshot]] = {}
     for _, change in changes:
         if not isinstance(change, Snapshot) or change.as_of < start - 1:
             continue
-        parts = found.setdefault(change.as_of, {})
+        parts = found.setdefault((change.as_of, change.parts), {})
         parts[change.part] = change
         if len(parts) == change.parts:
             state = State()

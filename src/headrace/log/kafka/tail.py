@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from headrace.log.kafka.client import STATE_TOPIC, Admin, Kafka, outcome_unknown
+from headrace.log.kafka.client import (
+    RETRY_S,
+    STATE_TOPIC,
+    UNKNOWN_TRIES,
+    Admin,
+    Kafka,
+    outcome_unknown,
+)
 from headrace.log.kafka.fetch import Fetcher
 from headrace.log.kafka.sender import Sender
 from headrace.log.kafka.state import (
@@ -19,10 +26,10 @@ from headrace.log.kafka.state import (
     Verdict,
     decode_change,
     encode,
-    load,
+    first_state,
 )
 from headrace.model.clock import Clock
-from headrace.model.errors import Fenced, Invalid, Unavailable
+from headrace.model.errors import Corrupt, Fenced, Invalid, Unavailable
 from headrace.model.log import StateEntry, TopicInfo
 
 ACT_S_MAX = 10.0
@@ -30,7 +37,8 @@ ACT_S_MAX = 10.0
 ACT_POLL_S = 0.01
 LINGER_MS = 500
 SNAPSHOT_EVERY = 5000
-"""So many changes are kept beside the last snapshot before there is a new one."""
+"""So many changes are kept beside the last snapshot before there is a new one. What lies before the
+last but one is deleted: who reads along has that many changes' time to see them."""
 STATE_CONFIG = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 """Not compacted: Kafka would keep the last put of each key, also where that was refused."""
 
@@ -157,7 +165,7 @@ class StateLog:
 
     def _read(self, until: int | None = None) -> None:
         """Read the changes before an offset, those of now if it is not given."""
-        end = until if until is not None else self._bound(latest=True)
+        end = until if until is not None else self._end()
         if end is None:
             self._state, self._position = State(), None
             return
@@ -165,35 +173,65 @@ class StateLog:
             self._position = None
         if self._position is not None:
             try:
-                self._follow(end)
+                self._apply(self._position, self._fetched(self._position, end))
+                self._position = max(self._position, end)
             except Invalid as error:
                 if error.code != "offset_trimmed":
                     raise
             else:
                 return
-        # Nothing was read yet, or what comes next was deleted after a snapshot.
         self._load(end)
+
+    def _end(self) -> int | None:
+        """Return the topic's end; None if there is no topic."""
+        end = self._bound(latest=True)
+        # Where it was before, a broker may just not know it yet.
+        for _ in range(0 if self._position is None else UNKNOWN_TRIES):
+            if end is not None:
+                break
+            self._clock.sleep(RETRY_S)
+            end = self._bound(latest=True)
+        return end
 
     def _is_another(self) -> bool:
         """Return whether the topic is another one of its name; the state that was is lost."""
         return self._admin.topic(STATE_TOPIC).incarnation != self._incarnation
 
-    def _load(self, end: int) -> None:
-        self._incarnation = self._admin.topic(STATE_TOPIC).incarnation
-        start = self._bound(latest=False) or 0
-        changes = self._fetched(start, end)
-        self._state, self._position = load(start, changes), max(start, end)
-        self._snapshot_at = start
+    def _load(self, until: int) -> None:
+        """Read the state from its start: nothing was read yet, or what comes next was deleted.
 
-    def _follow(self, end: int) -> None:
-        assert self._position is not None
-        for offset, change in self._fetched(self._position, end):
+        Another writer may write a snapshot and delete what it stands for between any two of these
+        questions. So the end is asked for after the start, for that snapshot lies before it; and
+        what does not fit together is asked for again.
+        """
+        deadline_s = self._clock.monotonic_s() + self._kafka.timeout_s
+        while True:
+            incarnation = self._admin.topic(STATE_TOPIC).incarnation
+            start = self._bound(latest=False) or 0
+            end = max(until, self._bound(latest=True) or 0)
+            try:
+                changes = self._fetched(start, end)
+                position, state = first_state(start, changes)
+                break
+            except (Invalid, Corrupt) as error:
+                is_late = self._clock.monotonic_s() > deadline_s
+                if is_late or error.code not in {"offset_trimmed", "state_gap"}:
+                    raise
+            self._clock.sleep(RETRY_S)
+        self._incarnation, self._state, self._snapshot_at = incarnation, state, position
+        self._apply(position, changes)
+        self._position = max(start, end)
+
+    def _apply(self, position: int, changes: Sequence[tuple[int, Change]]) -> None:
+        """Apply the changes from an offset on."""
+        for offset, change in changes:
+            if offset < position:
+                continue
             verdict = self._state.apply(offset, change)
             if isinstance(change, Put) and change.id in self._awaited:
                 self._awaited[change.id] = verdict
-            if isinstance(change, Snapshot):
+            if isinstance(change, Snapshot) and change.part == change.parts - 1:
                 self._snapshot_at = max(self._snapshot_at, change.as_of + 1)
-        self._position = max(self._position, end)
 
     def _fetched(self, start: int, end: int) -> list[tuple[int, Change]]:
         found: list[tuple[int, Change]] = []
@@ -208,9 +246,14 @@ class StateLog:
         return self._admin.bound(self._kafka.state_topic, latest=latest)
 
     def _snapshot_if_due(self) -> None:
-        """Write a snapshot and delete what it stands for; whether that works matters little."""
+        """Write a snapshot and delete what the one before stands for; that it works matters little.
+
+        Not what this one stands for: others, who are still to read those changes, want to know what
+        became of their puts among them.
+        """
         with self._lock:
-            if self._position is None or self._position - self._snapshot_at < SNAPSHOT_EVERY:
+            before = self._snapshot_at
+            if self._position is None or self._position - before < SNAPSHOT_EVERY:
                 return
             as_of = self._position - 1
             parts = self._state.snapshot(as_of)
@@ -218,7 +261,7 @@ class StateLog:
         with suppress(Unavailable):
             for part in parts:
                 self._append(part)
-            self._admin.delete_before(self._kafka.state_topic, as_of + 1)
+            self._admin.delete_before(self._kafka.state_topic, before)
 
 
 def fenced(expect: Mapping[str, int]) -> Fenced:
