@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.app.cluster import brokers
+from headrace.app.cluster import spark, trial
 from headrace.app.cluster.jars import missing
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Unavailable
@@ -34,25 +34,15 @@ def kafka_folder(tmp_path_factory):
     if named:
         yield Path(named)
         return
-    base = tmp_path_factory.getbasetemp()
-    is_shared = "PYTEST_XDIST_WORKER" in os.environ
-    folder = (base.parent if is_shared else base) / "kafka"
-    folder.mkdir(exist_ok=True)
-    with (folder / "start.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if brokers.running(folder) is None:
-            until_pid = os.getppid() if is_shared else os.getpid()
-            brokers.up(folder, SystemClock(), until_pid=until_pid)
-    yield folder
-    if not is_shared:
-        brokers.down(folder)
+    with _started(tmp_path_factory, "kafka", with_kafka=True) as folder:
+        yield folder
 
 
 @pytest.fixture
 def kafka(kafka_folder):
     """The cluster, with all its brokers there as long as the test runs."""
     with _held(kafka_folder, fcntl.LOCK_SH):
-        yield brokers.running(kafka_folder)
+        yield trial.running(kafka_folder).kafka
 
 
 @pytest.fixture
@@ -60,7 +50,48 @@ def kafka_alone(kafka_folder):
     """The folder of the cluster, for a test that breaks it while no other one uses it."""
     with _held(kafka_folder, fcntl.LOCK_EX):
         yield kafka_folder
-        brokers.start_missing(kafka_folder, SystemClock())
+        trial.start_missing(kafka_folder, SystemClock())
+
+
+@pytest.fixture(scope="session")
+def spark_folder(tmp_path_factory):
+    """The folder of the one Spark cluster of a test run, which is kept as Kafka's is."""
+    reason = spark.missing()
+    if reason:
+        pytest.skip(reason)
+    with _started(tmp_path_factory, "spark", with_spark=True) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def spark_cluster(spark_folder):
+    """A master and two workers: its `master`, the `settings()` that an application needs, its page.
+
+    There is room for two applications at a time, so whoever begins a session ends it.
+    """
+    return trial.running(spark_folder).spark
+
+
+@contextlib.contextmanager
+def _started(tmp_path_factory, name, *, with_kafka=False, with_spark=False):
+    base = tmp_path_factory.getbasetemp()
+    is_shared = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (base.parent if is_shared else base) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if trial.running(folder) is None:
+            until_pid = os.getppid() if is_shared else os.getpid()
+            trial.up(
+                folder,
+                SystemClock(),
+                with_kafka=with_kafka,
+                with_spark=with_spark,
+                until_pid=until_pid,
+            )
+    yield folder
+    if not is_shared:
+        trial.down(folder)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import msgspec
 import psutil
 import pytest
 
-from headrace.app.cluster import brokers, jars
+from headrace.app.cluster import jars, trial
 from headrace.app.cluster.keeper import PROGRAMS, Program
 from headrace.model.errors import Invalid
 
@@ -37,8 +37,8 @@ class Kept:
         (folder / PROGRAMS).write_bytes(msgspec.json.encode(programs))
         command = [sys.executable, "-m", "headrace.app.cluster.keeper", str(folder), *arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        wait_until(lambda: brokers.pids(folder))
-        self.pids = brokers.pids(folder)
+        wait_until(lambda: trial.pids(folder))
+        self.pids = trial.pids(folder)
 
     def alive(self):
         return [name for name, pid in self.pids.items() if psutil.pid_exists(pid)]
@@ -56,16 +56,16 @@ def keep(tmp_path):
     for each in made:
         each.process.kill()
         each.process.wait()
-    brokers.stop_orphans(tmp_path)
+    trial.stop_orphans(tmp_path)
 
 
 def test_down_stops_what_runs(keep, tmp_path):
     kept = keep()
     assert sorted(kept.alive()) == ["one", "two"]
-    assert brokers.down(tmp_path)
+    assert trial.down(tmp_path)
     assert kept.alive() == []
-    assert brokers.pids(tmp_path) == {}
-    assert not brokers.down(tmp_path)
+    assert trial.pids(tmp_path) == {}
+    assert not trial.down(tmp_path)
 
 
 def test_what_has_ended_is_started_again_when_asked(keep, tmp_path):
@@ -73,8 +73,8 @@ def test_what_has_ended_is_started_again_when_asked(keep, tmp_path):
     psutil.Process(kept.pids["one"]).kill()
     wait_until(lambda: kept.alive() == ["two"])
     kept.process.send_signal(1)
-    wait_until(lambda: brokers.pids(tmp_path)["one"] != kept.pids["one"])
-    assert brokers.pids(tmp_path)["two"] == kept.pids["two"]
+    wait_until(lambda: trial.pids(tmp_path)["one"] != kept.pids["one"])
+    assert trial.pids(tmp_path)["two"] == kept.pids["two"]
 
 
 def test_it_ends_with_the_process_that_wanted_it(keep):
@@ -92,14 +92,14 @@ def test_what_a_killed_keeper_leaves_is_stopped(keep, tmp_path):
     kept.process.kill()
     kept.process.wait()
     assert sorted(kept.alive()) == ["one", "two"]
-    assert brokers.stop_orphans(tmp_path)
+    assert trial.stop_orphans(tmp_path)
     wait_until(lambda: kept.alive() == [])
 
 
 def test_another_process_under_an_old_id_is_left_alone(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     (tmp_path / "pids.json").write_bytes(msgspec.json.encode({"one": other.pid}))
-    assert not brokers.stop_orphans(tmp_path)
+    assert not trial.stop_orphans(tmp_path)
     assert other.poll() is None
     other.kill()
     other.wait()

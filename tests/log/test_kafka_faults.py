@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from kafka_place import KafkaPlace
 
-from headrace.app.cluster import brokers
+from headrace.app.cluster import trial
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Fenced, HeadraceError, Unavailable
 from headrace.testing.log_place import read_values, values
@@ -24,9 +24,9 @@ WAIT_S = 90.0
 
 @pytest.fixture
 def place(kafka_alone):
-    place = KafkaPlace(brokers.running(kafka_alone), delivery_s_max=60.0, timeout_s=30.0)
+    place = KafkaPlace(trial.running(kafka_alone).kafka, delivery_s_max=60.0, timeout_s=30.0)
     yield place
-    brokers.start_missing(kafka_alone, SystemClock())
+    trial.start_missing(kafka_alone, SystemClock())
     place.wipe()
 
 
@@ -111,7 +111,7 @@ def test_a_killed_leader_loses_and_doubles_nothing(topic, place, kafka_alone):
         try:
             for load in loads:
                 load.wait_for(ROUNDS_BEFORE)
-            os.kill(brokers.pids(kafka_alone)[leader_of(place, topic)], signal.SIGKILL)
+            os.kill(trial.pids(kafka_alone)[leader_of(place, topic)], signal.SIGKILL)
             for load in loads:
                 load.wait_for(ROUNDS_AFTER)
         finally:
@@ -131,7 +131,7 @@ def test_while_no_broker_answers_little_waits_and_the_rest_is_refused(place, kaf
     """What was taken before is durable once they answer; nothing is kept in memory for it."""
     answers = []
     accepted = 0
-    pids = brokers.pids(kafka_alone).values()
+    pids = trial.pids(kafka_alone).values()
     queue_bytes_max = 1 << 20
     with closing(place.open(queue_bytes_max=queue_bytes_max)) as log:
         log.create("events", 1)

@@ -1,1 +1,1 @@
-"""A local trial cluster: three Kafka brokers on this machine, for tests and for trying things."""
+"""A local trial cluster, Kafka and Spark on this machine: for tests and for trying things."""

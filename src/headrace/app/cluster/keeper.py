@@ -2,11 +2,13 @@
 
 `python -m headrace.app.cluster.keeper FOLDER [PID]` starts what `FOLDER/programs.json` lists and
 writes their process ids into `FOLDER/pids.json`. It stops them and ends on SIGTERM or SIGINT, and
-once the process PID has ended: so they outlive nobody, however that process ended. SIGHUP starts
-again those that have ended.
+once the process PID has ended: so they outlive nobody, however that process ended. SIGHUP reads the
+list again, and starts those of it that do not run.
 
 Stopping: SIGTERM to all, and SIGKILL after `STOP_S_MAX` to those that hang, as a broker sometimes
-does. The keeper is their parent, so their process ids are nobody else's meanwhile.
+does. The keeper is their parent, so their process ids are nobody else's meanwhile. What they have
+started in turn, as Spark's workers do, is told by its environment: each program gets the cluster's
+folder in it, and hands it on.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -29,6 +32,7 @@ from headrace.model.clock import Clock, SystemClock
 STOP_S_MAX = 15.0
 POLL_S = 0.25
 LOCK, PIDS, PROGRAMS = "keeper.lock", "pids.json", "programs.json"
+_MARK = "HEADRACE_CLUSTER_FOLDER"
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -37,6 +41,23 @@ class Program(msgspec.Struct, frozen=True):
     name: str
     command: list[str]
     output: str
+    environment: dict[str, str] = {}
+    """What its environment has beside the keeper's own."""
+
+
+def kill_started(folder: Path) -> bool:
+    """Kill whatever the programs of a cluster's folder are or have started; say if there was any.
+
+    Spark's executors outlive a worker that was killed, and their Python workers an executor.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(_MARK) == str(folder):
+                process.kill()
+                found.append(process)
+    psutil.wait_procs(found, STOP_S_MAX)
+    return bool(found)
 
 
 class Keeper:
@@ -46,7 +67,6 @@ class Keeper:
         self._folder = folder
         self._until = until
         self._clock = clock
-        self._programs = msgspec.json.decode((folder / PROGRAMS).read_bytes(), type=list[Program])
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.stop, self.again = threading.Event(), threading.Event()
 
@@ -74,7 +94,8 @@ class Keeper:
             return False
 
     def _start_missing(self) -> None:
-        for program in self._programs:
+        programs = msgspec.json.decode((self._folder / PROGRAMS).read_bytes(), type=list[Program])
+        for program in programs:
             process = self._running.get(program.name)
             if process is not None and process.poll() is None:
                 continue
@@ -82,6 +103,7 @@ class Keeper:
                 # A session of its own, so that Ctrl-C in a terminal reaches the keeper alone.
                 self._running[program.name] = subprocess.Popen(  # noqa: S603 - our own list
                     program.command,
+                    env={**os.environ, **program.environment, _MARK: str(self._folder)},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -100,6 +122,7 @@ class Keeper:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        kill_started(self._folder)
         (self._folder / PIDS).unlink(missing_ok=True)
 
 
