@@ -26,6 +26,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 from measure import Row, tell
 
+from headrace.app.site import open_site
 from headrace.collect.run import run_collect
 from headrace.model.clock import SystemClock
 from headrace.model.layout import Layout
@@ -98,7 +99,7 @@ def serve_door(port: int, data: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     run_collect(
         PLAN,
-        Layout.at(data),
+        open_site(Layout.at(data), SystemClock()),
         SystemClock(),
         host="127.0.0.1",
         port=port,

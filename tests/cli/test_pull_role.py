@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from headrace.app.site import open_site
 from headrace.app.sources import owner_of
 from headrace.model.clock import SystemClock
 from headrace.model.layout import Layout
@@ -20,7 +21,10 @@ def make_role(tmp_path):
 
     def make():
         events = threading.Event(), threading.Event()
-        return Role("pull", Plan("p"), layout, "", 0, SystemClock(), *events, lambda: None)
+        site = open_site(layout, SystemClock())
+        return Role(
+            "pull", Plan("p"), layout, site, "", 0, ("pull",), SystemClock(), *events, lambda: None
+        )
 
     return make
 

@@ -31,6 +31,7 @@ PLAN = Plan(
 ROLE = """
 import signal, sys, threading
 import msgspec
+from headrace.app.site import open_site
 from headrace.collect.run import run_role
 from headrace.model.clock import SystemClock
 from headrace.model.layout import Layout
@@ -40,8 +41,9 @@ from headrace.model.role import Role
 plan = msgspec.json.decode(sys.argv[1], type=Plan)
 stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
-run_role(Role("collect", plan, Layout.at(sys.argv[2]), "127.0.0.1", int(sys.argv[3]),
-              SystemClock(), stop, threading.Event(), lambda: print("ready", flush=True)))
+layout, clock = Layout.at(sys.argv[2]), SystemClock()
+run_role(Role("collect", plan, layout, open_site(layout, clock), "127.0.0.1", int(sys.argv[3]),
+              ("collect",), clock, stop, threading.Event(), lambda: print("ready", flush=True)))
 """
 
 

@@ -21,7 +21,7 @@ from headrace.model.options import option
 from headrace.model.pipeline_options import Options
 from headrace.model.plan import Plan, Source, Topic
 from headrace.model.source import Page, PulledRecord
-from headrace.pull.run import Site, run_pull
+from headrace.pull.run import Holder, run_pull
 
 DEADLINE_S = 60
 TOPIC = Topic("t", 1)
@@ -142,13 +142,13 @@ class Process:
         self.log = End(world.log, world.layout.log)
         self.told = {}
         self.ended = None
-        site = Site(owner, world.layout)
+        site = Holder(owner, world.layout)
 
         def run():
             with closing(self.log.reader):
                 self.ended = run_pull(
                     plan, self.log, clock, self.stop, world.open_source, self._tell,
-                    site=site, until_idle=until_idle,
+                    holder=site, until_idle=until_idle,
                 )  # fmt: skip
 
         self.thread = threading.Thread(target=run)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from dataclasses import replace
 from decimal import Decimal
 
 import httpx2
 import pyarrow as pa
 import pytest
 
+from headrace.app.site import site_of
 from headrace.log.embedded import EmbeddedLog
 from headrace.model.clock import SystemClock
+from headrace.model.deployment import Deployment, TableSettings
 from headrace.model.layout import Layout
 from headrace.model.plan import (
     DEAD_LETTER_SCHEMA,
@@ -30,8 +31,7 @@ from headrace.model.plan import (
 from headrace.model.schema import Field, Schema, Type
 from headrace.process.ledger import FileChange, Ledger, LedgerRow
 from headrace.serve.api import create_app
-from headrace.tables.delta import DeltaTables
-from headrace.tables.near import opened_to_read
+from headrace.tables.near import NearTables
 
 UTC = pa.timestamp("us", tz="UTC")
 T0 = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -220,9 +220,10 @@ class World:
 
     def __init__(self, root, tables_url="") -> None:
         self.clock = SystemClock()
-        self.layout = replace(Layout.at(root), tables_url=tables_url)
+        self.layout = Layout.at(root)
+        self.site = site_of(self.layout, self.clock, Deployment(tables=TableSettings(tables_url)))
         self.layout.run.mkdir(parents=True)
-        self.tables = DeltaTables(self.layout.tables, self.clock)
+        self.tables = self.site.tables()
         self.ledger = Ledger(self.tables, PLAN.name, self.clock)
         self.log = EmbeddedLog(self.layout.log, self.clock)
         self.opened = {}
@@ -313,7 +314,15 @@ class Client:
     def __init__(self, world, plan=PLAN, *, tables=None, alone=True, **more) -> None:
         tables = tables or world.tables
         self.app = create_app(
-            plan, tables, world.log, world.layout, world.clock, alone=alone, **more
+            plan,
+            tables,
+            world.log,
+            world.layout,
+            world.clock,
+            folder=None if isinstance(tables, NearTables) else world.layout.root,
+            alone=alone,
+            waits_for=() if alone else ("collect", "process"),
+            **more,
         )
         self.runner = asyncio.Runner()
         self.http = httpx2.AsyncClient(
@@ -376,7 +385,7 @@ def make_client(world):
 def far(tmp_path, url, s3_environment):
     """A world whose tables are on an S3 server, and its client."""
     world = World(tmp_path / "data", url)
-    with opened_to_read(world.layout, world.clock) as tables:
+    with world.site.tables_to_read() as tables:
         client = Client(world, tables=tables)
         yield world, client
         client.close()

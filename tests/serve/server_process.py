@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.app.site import open_site
 from headrace.model.clock import SystemClock
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
@@ -26,12 +27,13 @@ def main() -> None:
     host, port = (sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else (None, 0)
     run_serve(
         plan,
-        layout,
+        open_site(layout, SystemClock()),
         SystemClock(),
         stop=stop,
         ready=lambda: say("ready"),
         host=host,
         port=port,
+        beside=() if host else ("collect", "process"),
     )
     say("stopped")
 

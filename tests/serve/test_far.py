@@ -54,7 +54,7 @@ def test_files_that_are_gone_are_looked_for_again(far):
 def test_the_owners_sql(far):
     world, _ = far
     world.epoch([world.sale(0), world.sale(1)])
-    with contextlib.closing(OwnerSql(world.layout, world.clock)) as sql:
+    with contextlib.closing(OwnerSql(world.site)) as sql:
         assert sql.names() == ["tables.sales", "ledger"]
         assert sql.query("SELECT count(*) AS n FROM sales").to_pylist() == [{"n": 2}]
         assert sql.query("SELECT max(epoch) AS n FROM ledger").to_pylist() == [{"n": 1}]

@@ -8,7 +8,7 @@ from headrace.serve.owner import OwnerSql
 
 @pytest.fixture
 def sql(world):
-    owner = OwnerSql(world.layout, world.clock)
+    owner = OwnerSql(world.site)
     yield owner
     owner.close()
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from table_writer import NAME, ROWS, SCHEMA, rows_of
 
+from headrace.app.site import open_site
 from headrace.model.clock import ManualClock, SystemClock
 from headrace.model.errors import Corrupt, Unavailable
 from headrace.model.layout import Layout
 from headrace.tables.delta import DeltaTables
-from headrace.tables.near import ASK_AGAIN_S, KEPT_S, NearTables, opened_to_read
+from headrace.tables.near import ASK_AGAIN_S, KEPT_S, NearTables
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_processes_share_the_place_and_remove_what_the_dead_left(tmp_path, far, 
 
 def test_tables_at_home_are_read_where_they_are(tmp_path, clock):
     layout = Layout.at(tmp_path)
-    made(DeltaTables(layout.tables, clock))
-    with opened_to_read(layout, clock) as tables:
+    made(DeltaTables(layout.root, clock))
+    with open_site(layout, clock).tables_to_read() as tables:
         assert tables.snapshot(NAME).root == str(tmp_path / NAME)
     assert not layout.near.exists()

@@ -7,20 +7,20 @@ from contextlib import closing, contextmanager
 
 import msgspec
 
+from headrace.app.site import open_site
 from headrace.app.supervisor import held
-from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
-from headrace.log.remote import RemoteLog
-from headrace.model.clock import Clock
+from headrace.log.embedded import EmbeddedLog
+from headrace.model.clock import Clock, SystemClock
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.log import Log, LogReader
 from headrace.model.plan import Plan
-from headrace.tables.delta import DeltaTables
+from headrace.model.tables import Tables
 
 
 def require(layout: Layout) -> None:
     """Return if there is a data directory, else raise `Invalid`."""
-    if not layout.log.is_dir():
+    if not (layout.log.is_dir() or layout.deployment.exists()):
         raise Invalid(
             f"There is no data directory at {layout.root}",
             hint="name it with --data DIR or HEADRACE_DATA; `headrace run` makes one",
@@ -59,7 +59,7 @@ def read_plan(layout: Layout) -> Plan:
 def reading_log(layout: Layout) -> Iterator[LogReader]:
     """Open the log to read; a run may be alive beside."""
     require(layout)
-    with closing(EmbeddedLogReader(layout.log)) as log:
+    with closing(open_site(layout, SystemClock()).reader()) as log:
         yield log
 
 
@@ -67,21 +67,24 @@ def reading_log(layout: Layout) -> Iterator[LogReader]:
 def writing_log(layout: Layout, clock: Clock) -> Iterator[Log]:
     """Open the log to append: through the door of the run that is alive, else the log itself.
 
-    In the second case the directory's lock is held meanwhile, so that no run begins.
+    In the second case the directory's lock is held meanwhile, so that no run begins. A log that is
+    shared needs neither.
     """
+    site = open_site(layout, clock)
     try:
-        with held(layout):
-            with closing(EmbeddedLog(layout.log, clock)) as own:
-                yield own
-            return
+        if not site.is_shared:
+            with held(layout):
+                with closing(EmbeddedLog(layout.log, clock)) as own:
+                    yield own
+                return
     except Invalid as error:
         if error.code != "already_running":
             raise
-    with closing(RemoteLog(layout.log, layout.door)) as remote:
-        yield remote
+    with closing(site.log()) as log:
+        yield log
 
 
-def open_tables(layout: Layout, clock: Clock) -> DeltaTables:
+def open_tables(layout: Layout, clock: Clock) -> Tables:
     """Open the tables."""
     require(layout)
-    return DeltaTables(layout.tables, clock)
+    return open_site(layout, clock).tables()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.app.site import open_site
 from headrace.control.sources import wanted_sources
 from headrace.define.types import quoted
 from headrace.model.clock import Clock, rfc3339
@@ -56,7 +57,7 @@ def reconcile(plan: Plan, layout: Layout, log: LogReader, clock: Clock) -> list[
             hint='Give it a topic for the answers: pipeline.source(..., counts="source_counts").',
             code="nothing_counted",
         )
-    with contextlib.closing(OwnerSql(layout, clock)) as database:
+    with contextlib.closing(OwnerSql(open_site(layout, clock))) as database:
         return [
             _reconciled(source, table, _Ours(plan, layout, database, sources), clock)
             for source in counting

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.app.site import open_site
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Closed, Corrupt, Fenced, HeadraceError, Invalid
 from headrace.model.layout import Layout
@@ -42,14 +43,16 @@ ROLES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run a role until it is told to stop; return the process's exit status."""
     options = _parse(arguments)
-    layout = Layout(Path(options.data))
+    layout, clock = Layout(Path(options.data)), SystemClock()
     role = Role(
         name=options.role,
         plan=msgspec.json.decode(layout.plan.read_bytes(), type=Plan),
         layout=layout,
+        site=open_site(layout, clock),
         host=options.host,
         port=options.port,
-        clock=SystemClock(),
+        beside=tuple(options.beside.split(",")),
+        clock=clock,
         stop=threading.Event(),
         drain=threading.Event(),
         ready=_once(lambda: _say_ready(options.ready_fd)),
@@ -88,6 +91,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--beside", default="collect,process,serve,pull")
     parser.add_argument("--ready-fd", type=int, default=-1)
     parser.add_argument("--lifeline-fd", type=int, default=-1)
     return parser.parse_args(arguments)

@@ -8,18 +8,18 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+from headrace.app import deployment_file
+from headrace.app.site import site_of
 from headrace.app.supervisor import ROLES_IN_ORDER, Address, Supervisor
 from headrace.collect.door import refuse_taken_port
 from headrace.control.tokens import any_live
-from headrace.log.embedded import EmbeddedLogReader
 from headrace.model.clock import Clock
+from headrace.model.deployment import Deployment
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 from headrace.process.backup import COMPLETE
 from headrace.process.recover import check_fit
-from headrace.tables.delta import DeltaTables
-from headrace.tables.repair import repair
 
 
 def run_pipeline(
@@ -28,6 +28,7 @@ def run_pipeline(
     clock: Clock,
     address: Address,
     *,
+    deployment: Deployment | None = None,
     only: Sequence[str] = ROLES_IN_ORDER,
     until_idle: bool = False,
     insecure_bind: bool = False,
@@ -36,7 +37,8 @@ def run_pipeline(
 ) -> None:
     """Run the roles until SIGTERM or SIGINT, or until all is done with `until_idle`.
 
-    Raises `Invalid` for an address that is taken or public or a plan that cannot go on with the
+    `deployment` is where it runs; without, all in the data directory. Raises `Invalid` for an
+    address that is taken or public or a plan that cannot go on with the
     tables, `Corrupt` for a log that is not theirs, and whatever ended a role for good.
     """
     address = at_loopback(address, insecure_bind=insecure_bind)
@@ -50,21 +52,26 @@ def run_pipeline(
         raise Invalid(
             f"There is no role {unknown[0]}", hint=f"The roles are {', '.join(ROLES_IN_ORDER)}."
         )
-    if "collect" in only:
+    if "collect" in only or "serve" in only:
         refuse_taken_port(address.host, address.port)
     supervisor = Supervisor(plan, layout, clock, address, only=only, say=say)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.stop.set())
 
+    deployment = deployment or Deployment()
+    site = site_of(layout, clock, deployment)
+
     def check() -> None:
-        tables = DeltaTables(layout.tables, clock)
-        if "process" in only:
+        if "process" in only and not site.is_shared:
             # A ledger that a power cut tore must be mended before the log can be held against it.
-            repair(tables)
-        with closing(EmbeddedLogReader(layout.log)) as log:
-            check_fit(plan, log, tables)
+            # Of a log that is shared another machine may own the tables now.
+            site.repair()
+        with closing(site.reader()) as log:
+            check_fit(plan, log, site.tables())
             if plan.options.tokens and not any_live(log, clock):
                 say(f"every path asks for a token, and there is none; {_make_one(layout)}")
+
+        deployment_file.keep(layout, deployment)
 
     supervisor.run(until_idle=until_idle, check=check, ready=ready)
 

@@ -15,16 +15,14 @@ from headrace.app.registry import open_source
 from headrace.control.files import replace
 from headrace.control.known_keys import known_keys
 from headrace.control.progress import PROGRESS_FILE, Progress
-from headrace.log.remote import RemoteLog
 from headrace.model import plan as plans
 from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
 from headrace.model.role import Role
 from headrace.model.source import Source
 from headrace.pull import metrics
-from headrace.pull.run import Site, run_pull
+from headrace.pull.run import Holder, run_pull
 from headrace.sources.http import Network
-from headrace.tables.delta import DeltaTables
 
 OWNER_FILE = "pull.owner"
 _ASK_EVERY_S = 0.2
@@ -51,13 +49,19 @@ def run_role(role: Role) -> None:
             failed[source.name] = source.error
 
     role.ready()
-    with owner_of(role) as owner, closing(RemoteLog(role.layout.log, role.layout.door)) as log:
+    with owner_of(role) as owner, closing(role.site.log()) as log:
         if owner is None:
             return
-        tables = DeltaTables(role.layout.tables, role.clock)
-        site = Site(owner, role.layout, partial(known_keys, role.plan, tables))
+        holder = Holder(owner, role.layout, partial(known_keys, role.plan, role.site.tables()))
         ended = run_pull(
-            role.plan, log, role.clock, role.stop, opened, tell, site=site, until_idle=role.drain
+            role.plan,
+            log,
+            role.clock,
+            role.stop,
+            opened,
+            tell,
+            holder=holder,
+            until_idle=role.drain,
         )
     errors = [p for p in ended if p.state == "failed"]
     if errors and not role.stop.is_set():

@@ -1,6 +1,6 @@
 """Runs the roles of a pipeline: starts them in order, restarts what dies, stops all together.
 
-Order of the start: collect, because it owns the log, then process, serve and pull beside one
+Order of the start: collect, because it may own the log, then process, serve and pull beside one
 another. Order of the stop: pull, collect, process, serve, so that what was acknowledged is in the
 log before its reader ends. Every role is a child process; stopping is by process id, never by name.
 """
@@ -133,7 +133,7 @@ class Supervisor:
         lifeline = self._lifeline[0]
         command = [sys.executable, "-m", "headrace.app.role", role]
         command += ["--data", str(self._layout.root), "--host", self._address.host]
-        command += ["--port", str(self._address.port)]
+        command += ["--port", str(self._address.port), "--beside", ",".join(self._roles)]
         command += ["--ready-fd", str(writer), "--lifeline-fd", str(lifeline)]
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command, pass_fds=(writer, lifeline), stdin=subprocess.DEVNULL, start_new_session=True

@@ -3,7 +3,7 @@
 Order of effects of a start:
 
 1. The log is opened: what an earlier process acknowledged is there. The plan's topics exist.
-2. The Unix-socket door opens for the other roles.
+2. The Unix-socket door opens for the other roles, if the log is this process's own.
 3. The HTTP door opens, and the role is ready.
 
 When it is told to stop they close in reverse, within ten seconds: everything that was acknowledged
@@ -23,12 +23,12 @@ from headrace.collect.door import HttpDoor
 from headrace.collect.gate import Gate, OpenGate, TokenGate
 from headrace.collect.limits import Limits
 from headrace.control.admission import Admission
-from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
+from headrace.log.embedded import EmbeddedLog
 from headrace.log.wire import serve_door
 from headrace.model.clock import Clock
-from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 from headrace.model.role import Role
+from headrace.model.site import Site
 
 _SWITCH_INTERVAL_S = 0.0005
 """The log's thread takes the interpreter back from a busy event loop this soon after a commit, not
@@ -46,7 +46,7 @@ def run_role(role: Role) -> None:
     """Run the role `collect`."""
     run_collect(
         role.plan,
-        role.layout,
+        role.site,
         role.clock,
         host=role.host,
         port=role.port,
@@ -57,7 +57,7 @@ def run_role(role: Role) -> None:
 
 def run_collect(
     plan: Plan,
-    layout: Layout,
+    site: Site,
     clock: Clock,
     *,
     host: str,
@@ -66,7 +66,7 @@ def run_collect(
     ready: Callable[[], None],
     limits: Limits | None = None,
 ) -> None:
-    """Run the collector of a data directory until `stop` is set.
+    """Run the collector of a site until `stop` is set.
 
     Raises `Invalid` if the port or the log is taken, and what the log failed with if it must not
     go on.
@@ -74,28 +74,24 @@ def run_collect(
     limits = limits or Limits()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     _allow_open_files(limits.connections_max + _OTHER_FILES)
+    layout = site.layout
     layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         # 1
         options = plan.options
-        opened = EmbeddedLog(
-            layout.log,
-            clock,
-            segment_bytes_max=options.segment_bytes_max,
-            segment_age_s_max=options.segment_age_max_s,
-        )
-        log = stack.enter_context(closing(opened))
+        log = stack.enter_context(closing(site.collector_log(options)))
         for topic in plan.topics:
             log.create(topic.name, topic.partitions)
         for name in plan.change_topics:
             # One partition: of two changes of a row the later one stands later.
             log.create(name, 1)
         # 2
-        stack.enter_context(closing(serve_door(log, layout.door)))
+        if isinstance(log, EmbeddedLog):
+            stack.enter_context(closing(serve_door(log, layout.door)))
         # 3
         gate: Gate = OpenGate()
         if options.tokens:
-            tokens_log = stack.enter_context(closing(EmbeddedLogReader(layout.log)))
+            tokens_log = stack.enter_context(closing(site.reader()))
             gate = TokenGate(Admission(tokens_log, clock))
         door = HttpDoor(
             plan,
@@ -105,7 +101,7 @@ def run_collect(
             run_dir=layout.run,
             upstream=layout.serve,
             gate=gate,
-            reader=lambda: closing(EmbeddedLogReader(layout.log)),
+            reader=site.reading,
         )
         # What lives by now lives to the end, so it need not be looked through again.
         gc.freeze()

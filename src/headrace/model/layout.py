@@ -16,8 +16,6 @@ class Layout:
     """The paths of one data directory; `root` is absolute."""
 
     root: Path
-    tables_url: str = ""
-    """Where tables are if not in the directory: `s3://bucket/prefix`."""
 
     @classmethod
     def at(cls, root: str | Path) -> Layout:
@@ -25,9 +23,9 @@ class Layout:
         return cls(Path(root).expanduser().resolve())
 
     @property
-    def tables(self) -> Path | str:
-        """Where tables are: a folder, or a storage URL."""
-        return self.tables_url or self.root
+    def deployment(self) -> Path:
+        """Which log, storage and runner the directory belongs to; JSON."""
+        return self.root / "deployment.json"
 
     @property
     def near(self) -> Path:

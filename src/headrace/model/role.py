@@ -10,6 +10,7 @@ import msgspec
 from headrace.model.clock import Clock
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
+from headrace.model.site import Site
 
 
 class Role(msgspec.Struct, frozen=True):
@@ -18,10 +19,14 @@ class Role(msgspec.Struct, frozen=True):
     name: str
     plan: Plan
     layout: Layout
+    site: Site
+    """Log, tables and runner."""
     host: str
     """Address to listen on, of the roles that listen."""
     port: int
     """TCP port; 0 takes a free one."""
+    beside: tuple[str, ...]
+    """All roles of this run; the port belongs to `collect`, or to `serve` where that is not."""
     clock: Clock
     stop: threading.Event
     """Set when the role is to end: finish what was promised, within 10 seconds."""

@@ -33,11 +33,6 @@ def backup(layout: Layout, target: Path) -> Path:
     3. Copy the log, which is at least as new.
     4. Make it durable, then mark it complete.
     """
-    if layout.tables_url:
-        raise Invalid(
-            f"The tables are at {layout.tables_url}, which this backup does not reach",
-            hint="Let the storage keep versions of its objects, or copy them with its own tools.",
-        )
     if target.exists():
         raise Invalid(f"{target} exists already", hint="Name a folder that does not exist yet.")
     if not (layout.root / "system" / "ledger").exists():

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from headrace.log.remote import RemoteLog
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.role import Role
@@ -17,10 +16,7 @@ from headrace.process.gate import Gate
 from headrace.process.loop import Progress, run_owner
 from headrace.process.owner import Owner
 from headrace.process.recover import recover
-from headrace.runner.local import LocalRunner
 from headrace.stage.engine import Engine
-from headrace.tables.delta import DeltaTables
-from headrace.tables.repair import repair
 
 STATUS_EVERY_S = 1.0
 THREADS = 2
@@ -33,9 +29,9 @@ def run_role(role: Role) -> None:
     with owned(layout):
         progress = Progress()
         current: list[Owner] = []
-        log = RemoteLog(layout.log, layout.door)
-        tables = DeltaTables(layout.tables, clock)
-        runner = LocalRunner(log, tables, clock, threads=THREADS)
+        log = role.site.log()
+        tables = role.site.tables()
+        runner = role.site.runner(log, tables, THREADS)
         engine = Engine(threads=THREADS)
 
         saying = threading.Lock()
@@ -49,9 +45,8 @@ def run_role(role: Role) -> None:
             for before in current:
                 before.close()
             current.clear()
-            owner = recover(
-                plan, log, tables, runner, clock, engine, layout.keys, lambda: repair(tables)
-            )
+            repair = role.site.repair
+            owner = recover(plan, log, tables, runner, clock, engine, layout.keys, repair)
             current[:] = [owner]
             say("running")
             role.ready()

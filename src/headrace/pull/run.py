@@ -51,7 +51,7 @@ Report = Callable[[Sequence[Progress]], None]
 
 
 @dataclass(frozen=True)
-class Site:
+class Holder:
     """Who pulls, and what is at hand there."""
 
     owner: str
@@ -70,7 +70,7 @@ def run_pull(
     open_source: OpenSource,
     report: Report = lambda _: None,
     *,
-    site: Site | None = None,
+    holder: Holder | None = None,
     until_idle: threading.Event | None = None,
 ) -> list[Progress]:
     """Pull every source that is wanted until `stop` is set or nothing is to be done; say how.
@@ -83,7 +83,7 @@ def run_pull(
     Raises what makes going on unsafe, and at the end the first broken promise; all threads have
     ended and all leases are given back by then.
     """
-    manager = _Manager(plan, log, clock, open_source, site or Site(clock.new_id().hex()))
+    manager = _Manager(plan, log, clock, open_source, holder or Holder(clock.new_id().hex()))
     keeper = threading.Thread(target=manager.keep_leases, name="leases", daemon=True)
     keeper.start()
     try:
@@ -106,13 +106,13 @@ class _Manager:
     """The sources of this process; its methods are called from one thread but where it is said."""
 
     def __init__(
-        self, plan: plans.Plan, log: TurnLog, clock: Clock, open_source: OpenSource, site: Site
+        self, plan: plans.Plan, log: TurnLog, clock: Clock, open_source: OpenSource, holder: Holder
     ) -> None:
         self.broken: list[BaseException] = []
         self._plan = plan
         self._clock = clock
         self._open_source = open_source
-        self._site = site
+        self._holder = holder
         self._log = InTurn(log)
         self._ones: dict[str, _One] = {}
         self._has_looked = False
@@ -131,8 +131,8 @@ class _Manager:
         for name in gone:
             self._collect(self._ones[name])
             self._ones.pop(name).lease.give_back()
-            if self._site.layout is not None:
-                remove_index(self._site.layout.index(name))
+            if self._holder.layout is not None:
+                remove_index(self._holder.layout.index(name))
         if not self._has_looked:
             self._tidy(names)
         for each in wanted:
@@ -181,7 +181,7 @@ class _Manager:
         name = wanted.source.name
         one = self._ones.get(name)
         if one is None:
-            lease = Lease(self._log, lease_key(name), self._site.owner, self._clock)
+            lease = Lease(self._log, lease_key(name), self._holder.owner, self._clock)
             one = self._ones[name] = _One(wanted, lease, self._clock)
         runs = not wanted.paused and wanted.fault is None
         if one.task is not None:
@@ -216,7 +216,7 @@ class _Manager:
             self._break(one, error)
             return
         door = Door(declared, self._plan.topic(declared.topic), self._clock)
-        layout = self._site.layout
+        layout = self._holder.layout
         counts = declared.counts and Door(declared, self._plan.topic(declared.counts), self._clock)
         puller = Puller(
             declared,
@@ -226,15 +226,15 @@ class _Manager:
             threading.Lock(),
             index=layout.index(declared.name) if layout else None,
             counts=counts or None,
-            known_keys=self._site.known_keys,
+            known_keys=self._holder.known_keys,
         )
         one.begin(_Task(source, puller, self._clock, self._something))
 
     def _tidy(self, names: Collection[str]) -> None:
         """Remove what sources had seen that were removed while nothing ran."""
-        if self._site.layout is not None:
+        if self._holder.layout is not None:
             kept = {e.key.removeprefix(PREFIX).partition("/")[0] for e in self._log.scan(PREFIX)}
-            for index in self._site.layout.indexes.glob("*.db"):
+            for index in self._holder.layout.indexes.glob("*.db"):
                 if index.stem not in kept and index.stem not in names:
                     remove_index(index)
 

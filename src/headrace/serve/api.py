@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -71,14 +72,17 @@ def create_app(
     layout: Layout,
     clock: Clock,
     *,
+    folder: Path | None,
     alone: bool = False,
+    waits_for: Sequence[str] = (),
     tokens: Tokens | None = None,
     sources: SourceParts | None = None,
 ) -> Starlette:
     """Return the application that answers reads of a data directory.
 
     `tables` are read; `log` knows what was done about dead letters, and takes what is to be.
-    `alone` says that no other role runs beside it here, so readiness depends on none. `tokens` are
+    `folder` is where the tables are if they are files here. `alone` says that clients come without
+    a collector between, `waits_for` on which roles readiness depends. `tokens` are
     there if the plan asks for tokens, `sources` where a pull role may run beside it. The
     application's lifespan ends its threads; `app.state.engine` is there to do so at once.
     """
@@ -87,14 +91,14 @@ def create_app(
     memory_bytes = min(MEMORY_BYTES_MAX, psutil.virtual_memory().total // MEMORY_SHARE)
     engine = Engine(os.cpu_count() or 1, memory_bytes, _fetch_of(tables))
     acts = LetterActs(log, tables, clock)
-    catalog = Catalog(plan, _snapshots_of(tables, layout), acts.all)
+    catalog = Catalog(plan, Snapshots(folder, tables), acts.all)
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
     letters = LetterEndpoints(readings, acts)
     followed = sources and SourceEndpoints(plan, sources, layout.run, clock)
     dashboard = Dashboard(readings, clock, followed.read if followed else list)
     handlers: dict[str, dict[str, Handler]] = {
-        **_own_handlers(plan, readings, metrics, layout, clock, dashboard, alone=alone),
+        **_own_handlers(plan, readings, metrics, layout, clock, dashboard, waits_for),
         "/v1/dead-letters/replay": {"POST": letters.replay},
         "/v1/dead-letters/discard": {"POST": letters.discard},
         "/v1/dead-letters/{letter}": {"GET": letters.one},
@@ -136,10 +140,6 @@ def create_app(
     return app
 
 
-def _snapshots_of(tables: TablesToRead, layout: Layout) -> Snapshots:
-    return Snapshots(None if layout.tables_url else layout.root, tables)
-
-
 def _fetch_of(tables: TablesToRead) -> Fetch:
     """Return what brings the files of snapshots to where they are read."""
     return tables.fetch if isinstance(tables, NearTables) else at_hand
@@ -152,10 +152,9 @@ def _own_handlers(
     layout: Layout,
     clock: Clock,
     dashboard: Dashboard,
-    *,
-    alone: bool,
+    waits_for: Sequence[str],
 ) -> dict[str, dict[str, Handler]]:
-    endpoints = Endpoints(readings, metrics, layout, clock, alone=alone)
+    endpoints = Endpoints(readings, metrics, layout, clock, waits_for)
     described = openapi(plan)
     page = documentation_page(described)
 

@@ -87,14 +87,13 @@ class Endpoints:
         metrics: Metrics,
         layout: Layout,
         clock: Clock,
-        *,
-        alone: bool,
+        waits_for: Sequence[str],
     ) -> None:
         self._readings = readings
         self._metrics = metrics
         self._layout = layout
         self._clock = clock
-        self._alone = alone
+        self._waits_for = waits_for
         self._answers = Answers()
 
     async def tables(self, request: Request) -> Response:
@@ -153,7 +152,7 @@ class Endpoints:
     async def ready(self, request: Request) -> Response:
         """Answer whether the pipeline takes records and makes rows of them."""
         Arguments(request.query_params.multi_items()).finish()
-        checks = await health.readiness(self._layout, self._clock, alone=self._alone)
+        checks = await health.readiness(self._layout, self._clock, self._waits_for)
         wrong = {name: said for name, said in checks.items() if said != "ok"}
         if not wrong:
             return json_response({"ready": True, "checks": checks})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 
 import msgspec
 
@@ -33,14 +34,16 @@ def query_health(session: Session, snapshots: Snapshots) -> dict[str, object]:
     return {"healthy": True, "epoch": answer.column("epoch")[0].as_py()}
 
 
-async def readiness(layout: Layout, clock: Clock, *, alone: bool) -> dict[str, str]:
+async def readiness(layout: Layout, clock: Clock, waits_for: Sequence[str]) -> dict[str, str]:
     """Return each check with `ok` or what is wrong.
 
-    A server that runs alone answers from the data directory, whoever writes it: only that counts.
+    `waits_for` names the roles that are to run beside it in the same data directory; what others do
+    elsewhere does not count.
     """
     checks = {"data": _data(layout)}
-    if not alone:
+    if "collect" in waits_for:
         checks["collect"] = await _door(layout)
+    if "process" in waits_for:
         checks["process"] = _heartbeat(layout, clock)
     return checks
 

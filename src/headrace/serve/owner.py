@@ -12,13 +12,12 @@ import duckdb
 import pyarrow as pa
 
 from headrace.define.types import quoted
-from headrace.model.clock import Clock
 from headrace.model.errors import HeadraceError, Invalid
-from headrace.model.layout import Layout
 from headrace.model.plan import DEAD_LETTERS, KNOWN_IDS, LEDGER
+from headrace.model.site import Site
 from headrace.serve.query import SETTINGS, failure, with_distinct_names
 from headrace.serve.relations import Relation, columns_of
-from headrace.tables.near import NearTables, opened_to_read
+from headrace.tables.near import NearTables
 
 SYSTEM = {"dead_letters": DEAD_LETTERS, "known_ids": KNOWN_IDS, "ledger": LEDGER}
 """Bare name → storage name of the pipeline's own tables."""
@@ -33,9 +32,9 @@ class OwnerSql:
     use from two threads, except `interrupt`.
     """
 
-    def __init__(self, layout: Layout, clock: Clock) -> None:
+    def __init__(self, site: Site) -> None:
         self._open = contextlib.ExitStack()
-        self._tables = self._open.enter_context(opened_to_read(layout, clock))
+        self._tables = self._open.enter_context(site.tables_to_read())
         self._connection = duckdb.connect(":memory:", config=SETTINGS)
         self._connection.execute("SET TimeZone = 'UTC'")
         for schema in SCHEMAS:

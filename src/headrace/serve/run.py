@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket as socketlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -18,17 +18,14 @@ from starlette.applications import Starlette
 
 from headrace.control.admission import Admission
 from headrace.control.sources import OptionsOf
-from headrace.log.reader import EmbeddedLogReader
-from headrace.log.remote import RemoteLog
 from headrace.model.clock import Clock
 from headrace.model.errors import Unavailable
-from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 from headrace.model.role import Role
+from headrace.model.site import Site
 from headrace.serve.api import Tokens, create_app
 from headrace.serve.query import Engine
 from headrace.serve.sources import SourceParts
-from headrace.tables.near import opened_to_read
 
 GRACE_S = 1.0
 """How long queries under way may go on once the role is to stop, seconds."""
@@ -41,14 +38,17 @@ _log = logging.getLogger("headrace.serve")
 
 
 def run_role(role: Role, options_of: OptionsOf) -> None:
-    """Run the role `serve` behind the collector, which has the public port.
+    """Run the role `serve`: behind the collector, which has the public port, or at that port.
 
     `options_of` knows the kinds of sources that may be added while it runs.
     """
     run_serve(
         role.plan,
-        role.layout,
+        role.site,
         role.clock,
+        host=None if "collect" in role.beside else role.host,
+        port=role.port,
+        beside=role.beside,
         stop=role.stop,
         ready=role.ready,
         options_of=options_of,
@@ -57,35 +57,45 @@ def run_role(role: Role, options_of: OptionsOf) -> None:
 
 def run_serve(
     plan: Plan,
-    layout: Layout,
+    site: Site,
     clock: Clock,
     *,
     stop: threading.Event,
     ready: Callable[[], None],
     host: str | None = None,
     port: int = 0,
+    beside: Sequence[str] = (),
     options_of: OptionsOf | None = None,
 ) -> None:
     """Answer reads until `stop` is set.
 
     Without `host` on the data directory's Unix socket, to which the collector hands on what is not
-    its own; with `host` on a TCP port, alone. `ready` is called once requests are answered. Without
-    `options_of` there are no paths for sources.
+    its own; with `host` on a TCP port. Readiness hangs on the roles `beside` it. `ready` is called
+    once requests are answered. Without `options_of` there are no paths for sources.
     `Unavailable`: the address cannot be listened on.
     """
+    layout = site.layout
     socket = None if host is not None else layout.serve
     with ExitStack() as stack:
         # A log's reading end is for one thread at a time, so each part that reads has its own.
-        log, tokens_log, sources_log = (
-            stack.enter_context(closing(RemoteLog(layout.log, layout.door))) for _ in range(3)
-        )
-        reader = stack.enter_context(closing(EmbeddedLogReader(layout.log)))
+        log, tokens_log, sources_log = (stack.enter_context(closing(site.log())) for _ in range(3))
+        reader = stack.enter_context(closing(site.reader()))
         tokens = Tokens(Admission(reader, clock), tokens_log) if plan.options.tokens else None
-        tables = stack.enter_context(opened_to_read(layout, clock))
+        tables = stack.enter_context(site.tables_to_read())
         sources = SourceParts(options_of, sources_log) if options_of is not None else None
         alone = host is not None
+        roles = {"process"} if site.is_shared else {"collect", "process"}
         app = create_app(
-            plan, tables, log, layout, clock, alone=alone, tokens=tokens, sources=sources
+            plan,
+            tables,
+            log,
+            layout,
+            clock,
+            folder=site.tables_folder,
+            alone=alone,
+            waits_for=sorted(roles.intersection(beside)),
+            tokens=tokens,
+            sources=sources,
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(app, socket, host or "", port, stop, ready))

@@ -12,9 +12,9 @@ import fcntl
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -24,7 +24,6 @@ import pyarrow as pa
 
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, Unavailable
-from headrace.model.layout import Layout
 from headrace.model.tables import DataFile, Snapshot
 from headrace.tables.delta import DeltaTables
 from headrace.tables.storage import LocalStorage
@@ -157,17 +156,6 @@ class NearTables:
     def _of(self, name: str) -> _Held:
         with self._lock:
             return self._held.setdefault(name, _Held())
-
-
-@contextmanager
-def opened_to_read(layout: Layout, clock: Clock) -> Iterator[DeltaTables | NearTables]:
-    """Open a pipeline's tables to query them, whether they are at home or far away."""
-    tables = DeltaTables(layout.tables, clock)
-    if not layout.tables_url:
-        yield tables
-        return
-    with closing(NearTables(tables, layout.near, clock)) as near:
-        yield near
 
 
 def _own_folder(place: Path, clock: Clock) -> tuple[Path, IO[bytes]]:

@@ -12,13 +12,13 @@ from rich.text import Text
 from headrace.app.cli.options import data_option, json_option, pipeline_argument
 from headrace.app.cli.printing import console, print_json, print_rows
 from headrace.app.pipeline_file import compile_file, require_plan
+from headrace.app.site import open_site
 from headrace.define.explain import describe
 from headrace.model.clock import SystemClock
 from headrace.model.layout import Layout
 from headrace.model.plan import LEDGER, Plan
 from headrace.model.tables import Tables
 from headrace.process.ledger import last_row
-from headrace.tables.delta import DeltaTables
 
 
 @click.command()
@@ -63,7 +63,7 @@ def plan(pipeline: Path, layout: Layout, *, as_json: bool) -> None:
 
 def beginnings(compiled: Plan, layout: Layout) -> dict[str, str]:
     """Return for each output, by storage name, where it begins on a data directory."""
-    tables = DeltaTables(layout.tables, SystemClock()) if layout.root.is_dir() else None
+    tables = open_site(layout, SystemClock()).tables() if layout.root.is_dir() else None
     offsets = _offsets(tables)
     begins = {}
     for table in compiled.tables:

@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from headrace.app.cli.options import data_option, pipeline_argument
+from headrace.app.cli.options import data_option, deployment_options, pipeline_argument
 from headrace.app.cli.printing import print_rows
 from headrace.app.demo import Demo
+from headrace.app.deployment_file import Wanted, choose
 from headrace.app.pipeline_file import require_plan
 from headrace.app.running import free_port, run_pipeline
 from headrace.app.supervisor import ROLES_IN_ORDER, Address
@@ -34,6 +35,7 @@ def _roles(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True,
               help="The port to listen on.")  # fmt: skip
+@deployment_options
 @click.option("--only", "roles", callback=_roles,
               help="Some roles alone, by comma: collect,process,serve,pull.")  # fmt: skip
 @click.option("--insecure-bind", is_flag=True,
@@ -47,6 +49,7 @@ def run(
     layout: Layout,
     host: str,
     port: int,
+    wanted: Wanted,
     roles: tuple[str, ...],
     *,
     insecure_bind: bool,
@@ -67,6 +70,7 @@ def run(
         layout,
         SystemClock(),
         address,
+        deployment=choose(wanted, layout),
         only=roles,
         until_idle=until_idle,
         insecure_bind=insecure_bind,

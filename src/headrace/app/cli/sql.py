@@ -14,6 +14,7 @@ import pyarrow as pa
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import console, print_error, print_rows
 from headrace.app.data_directory import require
+from headrace.app.site import open_site
 from headrace.model.clock import SystemClock
 from headrace.model.errors import HeadraceError
 from headrace.model.layout import Layout
@@ -39,7 +40,7 @@ def sql(query: str | None, layout: Layout, *, as_json: bool) -> None:
     With --json the rows are printed as a list of objects.
     """
     require(layout)
-    with contextlib.closing(OwnerSql(layout, SystemClock())) as database:
+    with contextlib.closing(OwnerSql(open_site(layout, SystemClock()))) as database:
         if query is not None:
             _show(database.query(query), as_json=as_json)
         elif sys.stdin.isatty():
