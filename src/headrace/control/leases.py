@@ -67,6 +67,8 @@ class Lease:
         self._renewed_s = 0.0
         self._watched = (0, 0.0)
         """The revision of another's lease, and since when we see it."""
+        self.holder = ""
+        """Whose the lease was when it was last looked at and was another's."""
 
     @property
     def is_held(self) -> bool:
@@ -134,9 +136,10 @@ class Lease:
     def _is_free(self, entry: StateEntry) -> bool:
         if self._is_ours(entry):
             return True
-        now_s = self._clock.monotonic_s()
+        now_s, held = self._clock.monotonic_s(), msgspec.json.decode(entry.value, type=Held)
+        self.holder = held.owner
         revision, since_s = self._watched
         if entry.revision != revision:
             self._watched = entry.revision, now_s
             return False
-        return now_s - since_s >= msgspec.json.decode(entry.value, type=Held).length_s
+        return now_s - since_s >= held.length_s

@@ -19,7 +19,7 @@ value                  JSON object: the row, or the columns of the key alone
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 import pyarrow as pa
@@ -45,19 +45,24 @@ RECORDS_MAX = 10_000
 class ChangeTopics:
     """Appends what views change to their topics."""
 
-    def __init__(self, log: Log, clock: Clock) -> None:
+    def __init__(
+        self, log: Log, clock: Clock, expect: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
+        """`expect` returns what each append expects of keyed state: see `process/standing.py`."""
         self._log = log
         self._clock = clock
+        self._expect = expect
 
     def send(self, view: View, changed: pa.Table, gone: pa.Table, contained: Contained) -> None:
         """Append changed rows and the keys of rows that are gone; return when that is durable.
 
-        `gone` has the columns of the view's key. Raises what `Log.append` does.
+        `gone` has the columns of the view's key. Raises what `Log.append` does: `Fenced` if another
+        process owns the pipeline, whose records must stay the last ones.
         """
         if view.topic is None:
             raise Internal(f"The view {view.name} has no topic for its changes")
         for batch in batches(view, changed, gone, contained, self._clock):
-            self._log.append(view.topic, batch)
+            self._log.append(view.topic, batch, expect=self._expect() or None)
 
 
 def batches(

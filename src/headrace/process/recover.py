@@ -53,10 +53,12 @@ def recover(
     engine: Engine,
     keys: Path,
     repair: Callable[[], object] = tuple,
+    expect: Callable[[], Mapping[str, int]] = dict,
 ) -> Owner:
     """Return the owner of a pipeline, everything that had happened made visible.
 
-    `keys` is the folder of the indexes of keyed tables' old rows, a cache.
+    `keys` is the folder of the indexes of keyed tables' old rows, a cache. `expect` says what every
+    append of the owner expects of keyed state: see `process/standing.py`.
 
     1. Repair what a power cut left at the end of a table (`repair`).
     2. Roll the ledger's last row forward; for a table that was cut back, every row it now lacks.
@@ -70,6 +72,7 @@ def recover(
     repair()
     ledger = Ledger(tables, plan.name, clock)
     keyed = KeyedTables(plan, tables, clock, engine, keys)
+    changes = ChangeTopics(log, clock, expect)
     owner = Owner(
         plan=plan,
         log=log,
@@ -78,7 +81,7 @@ def recover(
         clock=clock,
         ledger=ledger,
         keyed=keyed,
-        views=ViewKeeper(plan, tables, clock, engine, keyed, ChangeTopics(log, clock).send),
+        views=ViewKeeper(plan, tables, clock, engine, keyed, changes.send),
         ids=IdIndex(),
     )
     # 2
