@@ -92,7 +92,7 @@ KINDS: st.SearchStrategy[Kind] = st.recursive(
 
 
 def apply_of(*columns: Column, reads: tuple[str, ...], **keyed: object) -> Apply:
-    made = (*columns, Column("event_id", "VARCHAR"))
+    made = (*columns, Column("event_id", "VARCHAR"), Column("_offset", "BIGINT"))
     table = Table("t", (), made, keyed=Keyed(**keyed))
     return Apply(table, [view_of(reads)], ENGINE)
 
@@ -125,10 +125,15 @@ def test_every_type_comes_back_from_the_index_as_it_was(data: st.DataObject, kin
 
 def rows_of(apply: Apply, values: list[object], event: str = "e") -> pa.Table:
     """Return a row of each value, of as many keys."""
-    schema = pa.schema([f for f in apply.schema if not f.name.startswith("_")])
+    schema = pa.schema([f for f in apply.schema if f.name in {"id", "c", "event_id"}])
     columns = {"id": list(range(len(values))), "c": values, "event_id": [event] * len(values)}
     arrays = [pa.array(columns[field.name], field.type) for field in schema]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return placed(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def placed(rows: pa.Table) -> pa.Table:
+    """Return rows as they follow one another in a partition."""
+    return rows.append_column("_offset", pa.array(range(rows.num_rows)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -164,7 +169,7 @@ def epochs_of(apply: Apply, changes: pa.Table) -> list[int]:
 def test_what_the_index_does_not_have_yet_is_kept() -> None:
     apply = apply_of(Column("id", "BIGINT"), Column("v", "BIGINT"), reads=(), key=("id",))
     rows = pa.table({"id": [1, 2], "v": [1, 1], "event_id": ["e", "f"]})
-    changes = apply.changes(rows.append_column("_offset", pa.array([0, 1])), NO_ENTRIES, 5)
+    changes = apply.changes(placed(rows), NO_ENTRIES, 5)
     assert still_said(changes, [None, 4]).num_rows == 2
     assert still_said(changes, [5, 6]).column("id").to_pylist() == [1]
 
@@ -174,7 +179,7 @@ def test_a_key_may_have_any_name(name: str) -> None:
     apply = apply_of(
         Column(name, "VARCHAR"), Column("v", "BIGINT"), reads=(), key=(name,), version="v"
     )
-    rows = pa.table({name: ["a", "b", "c"], "v": [1, 2, 3], "event_id": ["e", "f", "g"]})
+    rows = placed(pa.table({name: ["a", "b", "c"], "v": [1, 2, 3], "event_id": ["e", "f", "g"]}))
     changes = apply.changes(rows, NO_ENTRIES, 1)
     entries = apply.entries(changes)
     assert entries.column("key").to_pylist() == ['["a"]', '["b"]', '["c"]']
@@ -212,10 +217,24 @@ def test_the_greater_version_holds_and_none_is_the_oldest(name: str, *, same_epo
     assert holds == {i: "e1" if then >= now else "e0" for i, (now, then) in enumerate(ranks)}
 
 
+@pytest.mark.parametrize("same_epoch", [True, False])
+def test_of_one_id_and_version_the_first_row_stays(*, same_epoch: bool) -> None:
+    columns = (Column("id", "BIGINT"), Column("n", "BIGINT"), Column("v", "BIGINT"))
+    apply = apply_of(*columns, reads=("n",), key=("id",), version="v")
+    rows = placed(pa.table({"id": [1] * 2, "n": [1, 2], "v": [7] * 2, "event_id": ["e"] * 2}))
+    first, again = rows.slice(0, 1), rows.slice(1)
+    if same_epoch:
+        changes = apply.changes(pa.concat_tables([again, first]), NO_ENTRIES, 1)
+    else:
+        changes = apply.changes(first, NO_ENTRIES, 1)
+        assert apply.changes(again, apply.entries(changes), 2).num_rows == 0
+    assert changes.column("n").to_pylist() == [1]
+
+
 def test_a_deletion_that_is_not_told_is_none() -> None:
     columns = (Column("id", "BIGINT"), Column("v", "BIGINT"))
     apply = apply_of(*columns, reads=(), key=("id",), version="v", deleted="gone")
     events, gone = ["e", "f", "g"], [None, True, False]
     rows = pa.table({"id": [1, 2, 3], "v": [1, 1, 1], "event_id": events, "gone": gone})
-    changes = apply.changes(rows, NO_ENTRIES, 1).to_pylist()
+    changes = apply.changes(placed(rows), NO_ENTRIES, 1).to_pylist()
     assert {c["id"]: c["_weight"] for c in changes} == {1: 1, 2: 0, 3: 1}

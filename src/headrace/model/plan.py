@@ -78,7 +78,8 @@ class Keyed(msgspec.Struct, frozen=True):
     """How a keyed table finds the latest row of a key.
 
     Of two rows of one key the later one is that with the greater `version`, then the greater
-    event_id; without a version column, the one that stands later in the log. A NULL version is
+    event_id, and of two with the same one, the first; without a version column, the one that stands
+    later in the log. A NULL version is
     older than any other. A row whose `deleted` is true takes its key out: its version is kept, so
     that an older row that comes later does not bring the key back.
 

@@ -51,7 +51,9 @@ class Apply:
         """Columns whose old values are kept."""
         self._latest = "_offset DESC"
         if table.keyed.version is not None:
-            self._latest = f"{quoted(table.keyed.version)} DESC NULLS LAST, event_id DESC"
+            # A client's id that comes back past the horizon is a row again: the first one stays,
+            # as it does where an epoch lies between the two.
+            self._latest = f"{quoted(table.keyed.version)} DESC NULLS LAST, event_id DESC, _offset"
 
     @property
     def key_sql(self) -> str:
