@@ -117,11 +117,13 @@ class Fetcher:
         self, found: list[Message], start: int, end: int, name: str
     ) -> tuple[list[Message], int]:
         """Return the messages of the range, and the offset that everything before is known of."""
+        offsets = [message.offset() for message in found if message.error() is None]
+        if len(offsets) == len(found) and offsets and offsets[0] >= start and offsets[-1] < end:
+            return found, offsets[-1] + 1
         messages: list[Message] = []
         stop = start
         for message in found:
-            error = message.error()
-            offset = message.offset()
+            error, offset = message.error(), message.offset()
             if error is None:
                 if offset >= start:
                     stop = max(stop, min(offset + 1, end))

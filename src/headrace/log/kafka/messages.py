@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 from confluent_kafka import Message
 
@@ -31,10 +32,12 @@ from headrace.model.errors import Invalid
 
 ID, RECEIVED_AT, MARK = "headrace-id", "headrace-received-at", "headrace-mark"
 HEADERS, ACT = "headrace-headers", "headrace-act"
+OURS = frozenset({ID, RECEIVED_AT, MARK, HEADERS, ACT})
 
 _MARK_MAX = (1 << 64) - 1
 _TIME_MAX = (1 << 63) - 1
 _UUID_TEXT = 36
+_DASHES = [8, 13, 18, 23]
 _ENTROPY_BYTES = 10
 _MS = 1000
 _MS_MAX = (1 << 48) - 1
@@ -63,21 +66,62 @@ def check(batch: Batch, record_bytes_max: int) -> None:
             )
 
 
-def headers_of(batch: Batch, position: int, act: str) -> Headers:
-    """Return the headers of the message of a record."""
-    h = batch.ids[position].hex()
-    headers: Headers = [
-        (ID, f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}".encode()),
-        (RECEIVED_AT, b"%d" % batch.received_at[position]),
-    ]
-    mark = batch.marks[position]
+def headers_of(batch: Batch, act: str = "") -> Iterator[Headers]:
+    """Yield the headers of the message of each record."""
+    texts = b"".join(batch.ids).hex()
+    # What is behind the id is mostly that of the record before.
+    tails: dict[tuple[int, int, bytes], Headers] = {}
+    columns = zip(batch.received_at, batch.marks, batch.headers, strict=True)
+    for n, fields in enumerate(columns):
+        tail = tails.get(fields)
+        if tail is None:
+            tail = tails[fields] = _tail(*fields, act)
+        h = texts[32 * n : 32 * n + 32]
+        yield [(ID, f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}".encode()), *tail]
+
+
+def _tail(received_at: int, mark: int, own: bytes, act: str) -> Headers:
+    """Return the headers of a record's message behind the first, which is its id."""
+    headers: Headers = [(RECEIVED_AT, b"%d" % received_at)]
     if mark != UNMARKED:
         headers.append((MARK, b"%d" % mark))
-    if batch.headers[position]:
-        headers += _own_headers(batch.headers[position])
+    if own:
+        headers += _own_headers(own)
     if act:
         headers.append((ACT, act.encode()))
     return headers
+
+
+class Told(NamedTuple):
+    """What a message's headers say of its record; what is not there or cannot be read is None."""
+
+    id: bytes | None
+    received_at: int | None
+    mark: int
+    headers: bytes
+    act: bytes | None
+
+
+def told(headers: Sequence[tuple[str, bytes | None]]) -> Told:
+    """Return what headers say, whoever wrote them; of equal names the last counts."""
+    id_, received_at, mark, raw, act = None, None, UNMARKED, None, None
+    others: Headers = []
+    for name, value in headers:
+        data = value or b""
+        if name == ID:
+            id_ = uuid_of(data)
+        elif name == RECEIVED_AT:
+            received_at = time_of(data)
+        elif name == MARK:
+            mark = mark_of(data)
+        elif name == HEADERS:
+            raw = data
+        elif name == ACT:
+            act = data
+        else:
+            others.append((name, data))
+    own = raw if raw is not None else as_object(others) if others else b""
+    return Told(id_, received_at, mark, own, act)
 
 
 class Decoded(NamedTuple):
@@ -90,51 +134,84 @@ class Decoded(NamedTuple):
 
 def decode(messages: Sequence[Message], incarnation: str) -> Decoded:
     """Return the records of messages of one partition, at least one."""
+    return _decode_ours(messages) or decode_any(messages, incarnation)
+
+
+def decode_any(messages: Sequence[Message], incarnation: str) -> Decoded:
+    """Do what `decode` does one message after another, whoever wrote it."""
     topic_id = uuid.UUID(incarnation).bytes
-    rows: list[_Row] = []
-    acts: list[tuple[int, str]] = []
-    for position, message in enumerate(messages):
-        row, act = _row(message, topic_id)
-        rows.append(row)
-        if act:
-            acts.append((position, act))
-    kinds = [pa.int64() if kind.name == "received_at" else kind.type for kind in RECORDS]
-    arrays = [pa.array(c, kind) for c, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
-    arrays[1] = arrays[1].view(RECORDS.field("received_at").type)
-    return Decoded(pa.RecordBatch.from_arrays(arrays, schema=RECORDS), acts)
-
-
-_Row = tuple[int, int, bytes, int, bytes | None, bytes, bytes]
-
-
-def _row(message: Message, topic_id: bytes) -> tuple[_Row, str]:
-    """Return a message's record in the order of `RECORDS`, and its act, empty if none.
-
-    What another program wrote under our names and cannot be read counts as not there.
-    """
-    id_, received_at, mark, raw, act = None, None, UNMARKED, None, ""
-    others: Headers = []
-    for name, value in message.headers() or ():
-        data = value or b""
-        if name == ID:
-            id_ = _uuid(data)
-        elif name == RECEIVED_AT:
-            received_at = _number(data, -_TIME_MAX, _TIME_MAX)
-        elif name == MARK:
-            mark = _number(data, UNMARKED, _MARK_MAX) or UNMARKED
-        elif name == HEADERS:
-            raw = data
-        elif name == ACT:
-            act = data.decode("utf-8", "replace")
-        else:
-            others.append((name, data))
-    offset = message.offset()
-    if id_ is None or received_at is None:
+    ids, times, tolds = [], [], []
+    for message in messages:
+        said = told(message.headers() or ())
         timestamp_ms = max(0, message.timestamp()[1])
-        id_ = id_ or foreign_id(topic_id, message.partition(), offset, timestamp_ms)
-        received_at = timestamp_ms * _MS if received_at is None else received_at
-    headers = raw if raw is not None else _as_object(others) if others else b""
-    return (offset, received_at, id_, mark, message.key(), headers, message.value() or b""), act
+        place = message.partition(), message.offset(), timestamp_ms
+        ids.append(said.id or foreign_id(topic_id, *place))
+        times.append(timestamp_ms * _MS if said.received_at is None else said.received_at)
+        tolds.append(said)
+    return _decoded(messages, b"".join(ids), times, tolds)
+
+
+def _decode_ours(messages: Sequence[Message]) -> Decoded | None:
+    """Decode messages that all begin with our id and time, as those that we write do; else None.
+
+    A fraction of one by one's work: ids and times are read together, and what stands behind them is
+    mostly that of a message before.
+    """
+    ids: list[bytes] = []
+    times: list[bytes] = []
+    tolds: list[Told] = []
+    known: dict[tuple[tuple[str, bytes], ...], Told] = {}
+    try:
+        for message in messages:
+            (first, id_), (second, time), *others = message.headers()
+            if first != ID or second != RECEIVED_AT:
+                return None
+            behind = tuple(others)
+            said = known.get(behind)
+            if said is None:
+                said = known[behind] = told(behind)
+                if any(name in (ID, RECEIVED_AT) for name, _ in behind):
+                    return None
+            ids.append(id_)
+            times.append(time)
+            tolds.append(said)
+        received_at = [int(time) for time in times]
+    except (TypeError, ValueError):
+        return None
+    joined = _uuids(ids)
+    if joined is None or max(map(abs, received_at)) > _TIME_MAX:
+        return None
+    return _decoded(messages, joined, received_at, tolds)
+
+
+def _decoded(
+    messages: Sequence[Message], ids: bytes, received_at: Sequence[int], tolds: Sequence[Told]
+) -> Decoded:
+    _, _, marks, headers, acts = zip(*tolds, strict=True)
+    n = len(messages)
+    columns = [
+        pa.array([m.offset() for m in messages], pa.int64()),
+        pa.array(received_at, pa.int64()).view(RECORDS.field("received_at").type),
+        pa.Array.from_buffers(pa.binary(UUID_BYTES), n, [None, pa.py_buffer(ids)]),
+        pa.array(marks, pa.uint64()),
+        pa.array([m.key() for m in messages], pa.binary()),
+        pa.array(headers, pa.binary()),
+        pa.array([m.value() or b"" for m in messages], pa.binary()),
+    ]
+    named = [(at, act.decode("utf-8", "replace")) for at, act in enumerate(acts) if act]
+    return Decoded(pa.RecordBatch.from_arrays(columns, schema=RECORDS), named)
+
+
+def _uuids(texts: Sequence[bytes]) -> bytes | None:
+    """Return ids of their texts, one after another; None if one is not written as UUIDs are."""
+    if any(len(text) != _UUID_TEXT for text in texts):
+        return None
+    joined = b"".join(texts)
+    letters = np.frombuffer(joined, np.uint8).reshape(len(texts), _UUID_TEXT)
+    if not (letters[:, _DASHES] == ord("-")).all():
+        return None
+    ids = _from_hex(joined)
+    return ids if ids is not None and len(ids) == UUID_BYTES * len(texts) else None
 
 
 def foreign_id(topic_id: bytes, partition: int, offset: int, timestamp_ms: int) -> bytes:
@@ -157,23 +234,38 @@ def _own_headers(headers: bytes) -> Headers:
     except (msgspec.MsgspecError, UnicodeEncodeError):
         return [(HEADERS, headers)]
     is_ours = any(name.startswith("headrace-") for name in named)
-    if is_ours or not pairs or _as_object(pairs) != headers:
+    if is_ours or not pairs or as_object(pairs) != headers:
         return [(HEADERS, headers)]
     return pairs
 
 
-def _as_object(pairs: Headers) -> bytes:
+def as_object(pairs: Headers) -> bytes:
     """Return Kafka headers as a JSON object of strings; of equal names the last one counts."""
     return msgspec.json.encode({name: v.decode("utf-8", "backslashreplace") for name, v in pairs})
 
 
-def _uuid(text: bytes) -> bytes | None:
-    # A third of what `uuid.UUID` costs, which would be a third of reading a message.
+def uuid_of(text: bytes) -> bytes | None:
+    """Return the id that a text says; None if it says none."""
+    # A third of what `uuid.UUID` costs.
+    id_ = _from_hex(text)
+    return id_ if id_ is not None and len(text) == _UUID_TEXT and len(id_) == UUID_BYTES else None
+
+
+def time_of(text: bytes) -> int | None:
+    """Return the microseconds that a text says; None if it says none that can be kept."""
+    return _number(text, -_TIME_MAX, _TIME_MAX)
+
+
+def mark_of(text: bytes) -> int:
+    """Return the mark that a text says; `UNMARKED` if it says none."""
+    return _number(text, UNMARKED, _MARK_MAX) or UNMARKED
+
+
+def _from_hex(text: bytes) -> bytes | None:
     try:
-        id_ = bytes.fromhex(text.replace(b"-", b"").decode())
+        return bytes.fromhex(text.replace(b"-", b"").decode())
     except ValueError:
         return None
-    return id_ if len(text) == _UUID_TEXT and len(id_) == UUID_BYTES else None
 
 
 def _number(text: bytes, low: int, high: int) -> int | None:
