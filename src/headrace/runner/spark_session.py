@@ -53,7 +53,11 @@ def begin(master: str, settings: Mapping[str, str]) -> SparkSession:
         # Spark takes Ctrl-C for itself; who runs us has decided what it means.
         signal.signal(signal.SIGINT, before)
     session.sparkContext.setLogLevel("ERROR")
-    if master.startswith("local") and "PYSPARK_PYTHON" not in os.environ:
+    named = session.sparkContext.getConf().get("spark.pyspark.python")
+    if named:
+        # Spark's own setting, which else `spark-submit` alone would heed.
+        session.sparkContext.pythonExec = named
+    elif master.startswith("local") and "PYSPARK_PYTHON" not in os.environ:
         # Spark would take whatever python3 is in the path. A cluster's machines have their own.
         session.sparkContext.pythonExec = sys.executable
     return session
