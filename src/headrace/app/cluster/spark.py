@@ -8,6 +8,7 @@ alone, web pages too; work, logs and what tasks spill stay in the cluster's fold
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -100,6 +101,8 @@ def prepare(folder: Path, spark: Spark) -> list[Program]:
         "SPARK_HOME": str(home),
         "SPARK_CONF_DIR": str(configuration),
         "SPARK_LOCAL_DIRS": str(folder / "local"),
+        # A script that names no Python gets `python3`; this one has what its driver has.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
     run = str(home / "bin" / "spark-class")
     address = ["--host", HOST, "--port", str(spark.port), "--webui-port", str(spark.page_port)]
