@@ -14,6 +14,7 @@ import msgspec
 from headrace.app.registry import open_source
 from headrace.control.files import replace
 from headrace.control.known_keys import known_keys
+from headrace.control.leases import owner_id
 from headrace.control.progress import PROGRESS_FILE, Progress
 from headrace.model import plan as plans
 from headrace.model.clock import Clock
@@ -85,13 +86,7 @@ def owner_of(role: Role) -> Iterator[str | None]:
             if role.clock.wait(role.stop, _ASK_EVERY_S):
                 yield None
                 return
-        file.seek(0)
-        owner = file.read()
-        if not owner:
-            owner = role.clock.new_id().hex()
-            file.write(owner)
-            file.flush()
-        yield owner
+        yield owner_id(file, role.clock)
 
 
 def _locked(file: IO[str]) -> bool:

@@ -11,15 +11,16 @@ its clock. A lease therefore keeps two owners from asking the same service at th
 keeps records right are the appends, each of which expects the revision of the cursor that its owner
 saw last: after the new owner's first page, the old one is `Fenced`.
 
-An owner's id belongs to one process at a time, which whoever gives it out sees to. An owner that
-comes back under its own id, as after a crash, need not wait: its former self is gone.
+An owner's id belongs to one process at a time (`owner_id`). One that comes back under its own id, as
+after a crash, need not wait: its former self is gone.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 from contextlib import suppress
-from typing import Protocol
+from typing import IO, Protocol
 
 import msgspec
 
@@ -49,6 +50,24 @@ class Held(msgspec.Struct, frozen=True):
     owner: str
     length_s: float
     """What the holder promises to renew within, which those who wait go by."""
+
+
+def owner_id(kept: IO[str], clock: Clock) -> str:
+    """Return the owner's id that a file keeps, made now if it keeps none of this machine.
+
+    Whoever calls holds the file locked for as long as it goes by that id. A copy of the file on
+    another machine, as an image of a disk has it, does not name the same owner there.
+    """
+    machine = socket.gethostname()
+    kept.seek(0)
+    owner = kept.read()
+    if owner.rpartition("/")[0] != machine:
+        owner = f"{machine}/{clock.new_id().hex()}"
+        kept.seek(0)
+        kept.truncate()
+        kept.write(owner)
+        kept.flush()
+    return owner
 
 
 class Lease:

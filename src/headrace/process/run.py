@@ -1,21 +1,32 @@
-"""The process role: begin as the owner, run the loop, say how it goes."""
+"""The process role: begin as the owner, run the loop, say how it goes.
+
+On a log that machines share several may run this role. Each stands by until it is its turn, works
+for as long as that is, and stands by again after another has taken over: see `standing.py`.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import socket
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import IO
 
-from headrace.model.errors import Invalid
+from headrace.control.leases import owner_id
+from headrace.model.errors import Fenced, HeadraceError, Invalid
 from headrace.model.layout import Layout
+from headrace.model.plan import LEDGER
 from headrace.model.role import Role
 from headrace.process import status
 from headrace.process.gate import Gate
+from headrace.process.ledger import last_row
 from headrace.process.loop import Progress, run_owner
 from headrace.process.owner import Owner
+from headrace.process.ranges import waiting
 from headrace.process.recover import recover
+from headrace.process.standing import LOOK_S, Standing
 from headrace.stage.engine import Engine
 
 STATUS_EVERY_S = 1.0
@@ -25,59 +36,150 @@ THREADS = 2
 
 def run_role(role: Role) -> None:
     """Run until told to stop, or, once told to drain, until everything is committed."""
-    plan, layout, clock = role.plan, role.layout, role.clock
-    with owned(layout):
-        progress = Progress()
-        current: list[Owner] = []
-        log = role.site.log()
-        tables = role.site.tables()
-        runner = role.site.runner(log, tables, THREADS)
-        engine = Engine(threads=THREADS)
+    with owned(role.layout) as lock:
+        process = _Process(role)
+        try:
+            with process.reporting():
+                if role.site.is_shared:
+                    process.run_in_turns(owner_id(lock, role.clock))
+                else:
+                    process.run_owner(Gate(role.layout.run).turn)
+        finally:
+            process.close()
 
-        saying = threading.Lock()
 
-        def say(state: str) -> None:
-            last = next((owner.ledger.last for owner in current), None)
-            with saying:
-                status.write(layout.run, status.status_of(progress, last, clock, state), progress)
+class _Process:
+    """What the role has open, and how it is said to be."""
+
+    def __init__(self, role: Role) -> None:
+        self._role = role
+        self._progress = Progress()
+        self._state = "beginning"
+        self._owner: Owner | None = None
+        self._log = role.site.log()
+        self._tables = role.site.tables()
+        self._runner = role.site.runner(self._log, self._tables, THREADS)
+        self._engine = Engine(threads=THREADS)
+        self._saying = threading.Lock()
+
+    def run_in_turns(self, id_: str) -> None:
+        """Own the pipeline whenever it is our turn, until all is done or the role is to stop."""
+        role = self._role
+        standing = Standing(self._log, role.clock, name_of(role), id_)
+        gate = Gate(role.layout.run)
+
+        @contextmanager
+        def turn() -> Iterator[None]:
+            with gate.turn():
+                standing.check()
+                yield
+
+        def is_over() -> bool:
+            self._progress.waiting_for = standing.waiting_for
+            self._say("standby")
+            role.ready()
+            return role.drain.is_set() and self._is_all_committed()
+
+        while standing.wait_for_turn(role.stop, is_over):
+            self._progress.waiting_for = ""
+            self._say("beginning")
+            with standing.turn():
+                try:
+                    self.run_owner(turn, standing.expect)
+                except Exception as error:
+                    # What somebody meets whose turn is over says nothing: another one is at work.
+                    if standing.is_owner and not isinstance(error, Fenced):
+                        raise
+                    sys.stderr.write(f"process: standing by: {error}\n")
+                else:
+                    return
+            self._drop_owner()
+            role.clock.wait(role.stop, LOOK_S)
+
+    def run_owner(
+        self,
+        gate: Callable[[], AbstractContextManager[None]],
+        expect: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
+        """Own the pipeline; `expect` is what every append expects of keyed state."""
+        role = self._role
 
         def begin() -> Owner:
-            for before in current:
-                before.close()
-            current.clear()
-            repair = role.site.repair
-            owner = recover(plan, log, tables, runner, clock, engine, layout.keys, repair)
-            current[:] = [owner]
-            say("running")
+            self._drop_owner()
+            self._owner = recover(
+                role.plan,
+                self._log,
+                self._tables,
+                self._runner,
+                role.clock,
+                self._engine,
+                role.layout.keys,
+                role.site.repair,
+                expect,
+            )
+            self._say("running")
             role.ready()
-            return owner
+            return self._owner
 
-        say("beginning")
+        run_owner(begin, role.clock, role.stop, self._progress, role.drain.is_set, gate)
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Say each second how it goes."""
         done = threading.Event()
 
         def keep_saying() -> None:
-            while not clock.wait(done, STATUS_EVERY_S):
-                say("running" if current else "beginning")
+            while not self._role.clock.wait(done, STATUS_EVERY_S):
+                self._say(self._state)
 
+        self._say(self._state)
         reporter = threading.Thread(target=keep_saying, name="status", daemon=True)
         reporter.start()
         try:
-            run_owner(begin, clock, role.stop, progress, role.drain.is_set, Gate(layout.run).turn)
+            yield
         finally:
             done.set()
             reporter.join()
-            say("stopped")
-            for owner in current:
-                owner.close()
-            runner.close()
-            log.close()
+            self._say("stopped")
+
+    def close(self) -> None:
+        """Release everything."""
+        self._drop_owner()
+        self._runner.close()
+        self._log.close()
+
+    def _say(self, state: str) -> None:
+        self._state = state
+        last = self._owner.ledger.last if self._owner else None
+        with self._saying:
+            said = status.status_of(self._progress, last, self._role.clock, state)
+            status.write(self._role.layout.run, said, self._progress)
+
+    def _drop_owner(self) -> None:
+        if self._owner is not None:
+            self._owner.close()
+            self._owner = None
+
+    def _is_all_committed(self) -> bool:
+        """Return whether the tables, whoever owns them, contain all that the log has."""
+        with suppress(HeadraceError):  # what another owner is cleaning up may be gone
+            ledger = self._tables.snapshot(LEDGER)
+            last = last_row(self._tables, ledger) if ledger else None
+            return not waiting(self._log, self._role.plan, self._log.describe(), last)
+        return False
+
+
+def name_of(role: Role) -> str:
+    """Return what the owners of a pipeline's tables compete under, wherever they run."""
+    tables = role.site.deployment.tables.url or f"{socket.gethostname()}:{role.layout.root}"
+    return f"{role.plan.name}@{tables.rstrip('/')}"
 
 
 @contextmanager
 def owned(layout: Layout) -> Iterator[IO[str]]:
     """Hold the lock of the process role; `Invalid` if another process has it."""
     path = layout.run / "process.lock"
-    with path.open("w") as file:
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:

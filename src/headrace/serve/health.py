@@ -72,7 +72,9 @@ def _heartbeat(layout: Layout, clock: Clock) -> str:
     age_s = (clock.now_us() - status.at_us) / 1e6
     if age_s > HEARTBEAT_AGE_S_MAX:
         return f"the process role has not reported for {age_s:.0f} s"
-    return "ok" if status.state == "running" else f"the process role says {status.state}"
+    # A standby is well: another process owns the pipeline.
+    is_well = status.state in {"running", "standby"}
+    return "ok" if is_well else f"the process role says {status.state}"
 
 
 class Heartbeat(msgspec.Struct, frozen=True):
