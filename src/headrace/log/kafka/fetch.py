@@ -74,7 +74,9 @@ class Fetcher:
             messages, stop = self._sorted(found, start, end, name)
             if stop > start:
                 # Where offsets are missing, messages behind the range may have been taken too.
-                if all(m.error() is not None or m.offset() < end for m in found):
+                if messages is found or all(
+                    m.error() is not None or m.offset() < end for m in found
+                ):
                     self._at = (name, partition, stop)
                 self._measure(messages)
                 return messages, stop
@@ -111,7 +113,7 @@ class Fetcher:
 
     def _measure(self, messages: list[Message]) -> None:
         if messages:
-            self.record_bytes = max(1.0, sum([len(m) for m in messages]) / len(messages))
+            self.record_bytes = max(1.0, sum(map(len, messages)) / len(messages))
 
     def _sorted(
         self, found: list[Message], start: int, end: int, name: str

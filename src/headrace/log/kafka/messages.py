@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -66,18 +66,21 @@ def check(batch: Batch, record_bytes_max: int) -> None:
             )
 
 
-def headers_of(batch: Batch, act: str = "") -> Iterator[Headers]:
-    """Yield the headers of the message of each record."""
+def headers_of(batch: Batch, act: str = "") -> Callable[[int], Headers]:
+    """Return what gives the headers of the message of the record at a position."""
     texts = b"".join(batch.ids).hex()
     # What is behind the id is mostly that of the record before.
     tails: dict[tuple[int, int, bytes], Headers] = {}
-    columns = zip(batch.received_at, batch.marks, batch.headers, strict=True)
-    for n, fields in enumerate(columns):
+
+    def of(n: int) -> Headers:
+        fields = batch.received_at[n], batch.marks[n], batch.headers[n]
         tail = tails.get(fields)
         if tail is None:
             tail = tails[fields] = _tail(*fields, act)
         h = texts[32 * n : 32 * n + 32]
-        yield [(ID, f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}".encode()), *tail]
+        return [(ID, f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}".encode()), *tail]
+
+    return of
 
 
 def _tail(received_at: int, mark: int, own: bytes, act: str) -> Headers:
@@ -172,7 +175,7 @@ def _decode_ours(messages: Sequence[Message]) -> Decoded | None:
                 said = known[behind] = told(behind)
                 if any(name in (ID, RECEIVED_AT) for name, _ in behind):
                     return None
-            ids.append(id_)
+            ids.append(id_ or b"")
             times.append(time)
             tolds.append(said)
         received_at = [int(time) for time in times]
@@ -188,11 +191,10 @@ def _decoded(
     messages: Sequence[Message], ids: bytes, received_at: Sequence[int], tolds: Sequence[Told]
 ) -> Decoded:
     _, _, marks, headers, acts = zip(*tolds, strict=True)
-    n = len(messages)
     columns = [
         pa.array([m.offset() for m in messages], pa.int64()),
         pa.array(received_at, pa.int64()).view(RECORDS.field("received_at").type),
-        pa.Array.from_buffers(pa.binary(UUID_BYTES), n, [None, pa.py_buffer(ids)]),
+        pa.Array.from_buffers(pa.binary(UUID_BYTES), len(messages), [None, pa.py_buffer(ids)]),
         pa.array(marks, pa.uint64()),
         pa.array([m.key() for m in messages], pa.binary()),
         pa.array(headers, pa.binary()),

@@ -13,6 +13,7 @@ import pyarrow as pa
 from confluent_kafka import Message
 
 from headrace.log.kafka.client import Admin, Kafka
+from headrace.log.kafka.collector import no_collector
 from headrace.log.kafka.fetch import BYTES_MAX, Fetcher
 from headrace.log.kafka.messages import Decoded, decode
 from headrace.log.kafka.sender import Sender
@@ -97,21 +98,30 @@ class KafkaLogReader:
                 hint="read from the start that the log names",
                 code="offset_trimmed",
             )
-        name = self._kafka.name_of(topic)
         at, end, left_bytes = start, min(end, high), bytes_max
         while at < end and left_bytes >= 0:
-            found, at = self._fetcher.fetch(
-                name, partition, at, end, bytes_max=min(BYTES_MAX, left_bytes)
-            )
-            messages = _until_past(found, left_bytes)
-            if len(messages) < len(found):
-                at = messages[-1].offset() + 1
-            left_bytes -= sum([len(m) for m in messages])
-            if messages:
-                batch = self._visible(decode(messages, info.incarnation))
-                if batch.num_rows:
-                    yield batch
+            decoded, at, left_bytes = self._read_some(info, partition, at, end, left_bytes)
+            batch = decoded and self._visible(decoded)
+            if batch and batch.num_rows:
+                yield batch
         self._fetcher.rest()
+
+    @no_collector()
+    def _read_some(
+        self, info: TopicInfo, partition: int, at: int, end: int, left_bytes: int
+    ) -> tuple[Decoded | None, int, int]:
+        """Return some records from an offset on, the offset to go on from, and the bytes left.
+
+        The messages are gone when it returns, so that the collector has none to look through.
+        """
+        found, stop = self._fetcher.fetch(
+            self._kafka.name_of(info.name), partition, at, end, bytes_max=min(BYTES_MAX, left_bytes)
+        )
+        messages, left_bytes = _until_past(found, left_bytes)
+        if len(messages) < len(found):
+            stop = messages[-1].offset() + 1
+        decoded = decode(messages, info.incarnation) if messages else None
+        return decoded, stop, left_bytes
 
     def aborted(self, acts: set[str]) -> set[str]:
         """Return which of these acts were given up: records of theirs are read by nobody.
@@ -159,11 +169,13 @@ class KafkaLogReader:
         return decoded.records.filter(pa.array(kept))
 
 
-def _until_past(messages: Sequence[Message], bytes_max: int) -> Sequence[Message]:
-    """Return the first messages, to that with which the values pass `bytes_max`."""
-    size_bytes = 0
+def _until_past(messages: Sequence[Message], left_bytes: int) -> tuple[Sequence[Message], int]:
+    """Return the first messages, to that with which they pass so many bytes, and what is left."""
+    size_bytes = sum(map(len, messages))
+    if size_bytes <= left_bytes:
+        return messages, left_bytes - size_bytes
     for count, message in enumerate(messages, 1):
-        size_bytes += len(message)
-        if size_bytes > bytes_max:
-            return messages[:count]
-    return messages
+        left_bytes -= len(message)
+        if left_bytes < 0:
+            return messages[:count], left_bytes
+    return messages, left_bytes

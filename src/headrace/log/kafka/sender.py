@@ -96,7 +96,7 @@ class Sender:
         size_bytes = records.size_bytes + OVERHEAD_BYTES * len(records)
         flight = _Flight(topic, places, size_bytes, told, self._land)
         values, keys = records.values, records.keys
-        headers = list(headers_of(records, act))
+        headers = headers_of(records, act)
         with self._lock:
             self._reserve(size_bytes)
             producer, left = self._producer, flight.remaining
@@ -105,7 +105,7 @@ class Sender:
                     for i in positions:
                         producer.produce(
                             name, values[i], keys[i], partition, flight.delivered,
-                            headers=headers[i],
+                            headers=headers(i),
                         )  # fmt: skip
                         left -= 1
             except (KafkaException, BufferError) as error:
