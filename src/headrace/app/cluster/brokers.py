@@ -157,8 +157,8 @@ def _properties(folder: Path, brokers: Brokers, number: int) -> str:
         # A node that was killed is given up after this, and its partitions get other leaders.
         "broker.session.timeout.ms": 6000,
         "group.initial.rebalance.delay.ms": 0,
-        # A deleted topic's files go at once: tests make and delete many.
-        "log.segment.delete.delay.ms": 0,
-        "file.delete.delay.ms": 0,
+        # A deleted topic's files go soon: tests make and delete many. This is also how often an
+        # idle broker looks for them; with 0, a thousand times a second.
+        "log.segment.delete.delay.ms": 1000,
     }
     return "".join(f"{name}={value}\n" for name, value in lines.items())
