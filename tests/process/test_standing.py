@@ -157,6 +157,23 @@ def test_a_turn_that_could_not_be_kept_up_is_over(log):
     assert second.wait_for_turn(never())
 
 
+def test_a_turn_that_is_kept_up_late_goes_on_if_nobody_took_it(log):
+    clock = ManualClock()
+    first, second = standing(log, "a", clock), standing(log, "b")
+    assert looks(first)
+    expected = first.expect()
+    clock.advance(10 * LENGTH_S)
+    assert not first.is_owner
+    first.check()
+    assert first.is_owner
+    assert first.expect() == expected
+    assert not looks(second)
+    clock.advance(10 * LENGTH_S)
+    assert second.wait_for_turn(never())
+    with pytest.raises(Fenced):
+        first.check()
+
+
 def test_what_makes_renewals_impossible_is_told(log):
     faulty, clock = Faulty(log), SteppedClock()
     first = standing(faulty, "a", clock)

@@ -11,8 +11,8 @@ its clock. A lease therefore keeps two owners from asking the same service at th
 keeps records right are the appends, each of which expects the revision of the cursor that its owner
 saw last: after the new owner's first page, the old one is `Fenced`.
 
-An owner's id belongs to one process at a time (`owner_id`). One that comes back under its own id, as
-after a crash, need not wait: its former self is gone.
+An owner's id belongs to one process at a time (`owner_id`). One that comes back under its own id,
+as after a crash, need not wait: its former self is gone.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Lease:
             return True
 
     def renew(self) -> None:
-        """Renew the lease if it is time to; nothing if it is not ours.
+        """Renew the lease if it is time to, also late if nobody took it; nothing if it is not ours.
 
         A lease that somebody else has is lost at once; one that cannot be renewed because the log
         does not answer is lost when its length is over.

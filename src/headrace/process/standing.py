@@ -96,9 +96,15 @@ class Standing:
             self._lease.give_back()
 
     def check(self) -> None:
-        """Return if it is our turn, else raise `Fenced`, or why the lease could not be renewed."""
+        """Return if it is our turn, else raise `Fenced`, or what made renewals impossible.
+
+        A lease that was renewed too late, on a machine that is overloaded or was asleep, is renewed
+        here if nobody has taken it: then nobody has worked in between either.
+        """
         if self._failure is not None:
             raise self._failure
+        if not self.is_owner:
+            self._lease.renew()
         if not self.is_owner:
             raise Fenced(
                 "The turn of this process is over: its lease was not renewed in time",
