@@ -58,10 +58,7 @@ def choose(wanted: Wanted, layout: Layout) -> Deployment:
     environment say goes over it. `Invalid` if records or tables would be elsewhere than they are.
     """
     before = kept(layout)
-    config = wanted.config or (Path(FILE) if Path(FILE).is_file() else None)
-    base = read(config) if config is not None else before or Deployment()
-    chosen = _overridden(base, wanted)
-    _check(chosen)
+    chosen = wish(wanted, before or Deployment())
     began = before or (Deployment() if layout.log.is_dir() else None)
     if began is not None and began.place != chosen.place:
         raise Invalid(
@@ -69,6 +66,14 @@ def choose(wanted: Wanted, layout: Layout) -> Deployment:
             hint=_way(began, chosen),
             code="other_place",
         )
+    return chosen
+
+
+def wish(wanted: Wanted, before: Deployment) -> Deployment:
+    """Return the deployment that is asked for; `before` is what there is without a file."""
+    config = wanted.config or (Path(FILE) if Path(FILE).is_file() else None)
+    chosen = _overridden(read(config) if config is not None else before, wanted)
+    _check(chosen)
     return chosen
 
 

@@ -16,7 +16,8 @@ from headrace.model.layout import Layout
 from headrace.model.plan import LEDGER, Plan
 from headrace.model.tables import Tables
 from headrace.process import backup
-from headrace.process.ledger import LedgerRow, read_rows
+from headrace.process.handover import begin_anew
+from headrace.process.ledger import read_rows
 from headrace.process.loop import Loop, Progress
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner
@@ -30,8 +31,8 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
 
     1. Copy the backup.
     2. Run the plan that the ledger names until everything in the log is in the tables.
-    3. Delete and create each topic: records from now on have offsets of a new incarnation. The
-       ledger says so too, or answers would claim offsets that now name other records.
+    3. Make each topic anew: records from now on have offsets of a new incarnation. The ledger says
+       so too, or answers would claim offsets that now name other records.
     4. It is no backup any more. One that broke off before this still is, and is not run.
     """
     # 1
@@ -48,33 +49,11 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
             owner = recover(plan, log, tables, runner, clock, engine, layout.keys)
             Loop(owner, threading.Event(), Progress(), drain=lambda: True).run()
         # 3
-        for topic in log.describe().values():
-            log.delete(topic.name)
-            log.create(topic.name, topic.partitions)
-        owner.ledger.append(restored_row(owner.ledger.last, clock))
+        begin_anew(owner)
         owner.close()
     # 4
     (layout.root / backup.COMPLETE).unlink()
     return owner.ledger.epoch
-
-
-def restored_row(last: LedgerRow | None, clock: Clock) -> LedgerRow:
-    """Return the row after the last one that contains nothing of the topics made anew."""
-    assert last is not None
-    return msgspec.structs.replace(
-        last,
-        epoch=last.epoch + 1,
-        committed_at_us=clock.now_us(),
-        kind="restored",
-        incarnations={},
-        offsets={},
-        read_from={},
-        clocks={},
-        files={},
-        topics={},
-        tables={},
-        plan_text=None,
-    )
 
 
 def last_plan(tables: Tables) -> Plan:

@@ -24,7 +24,7 @@ import msgspec
 from headrace.app.role import EXIT_FATAL, EXIT_USER
 from headrace.control.files import replace
 from headrace.model.clock import Clock
-from headrace.model.errors import Internal, Invalid
+from headrace.model.errors import Internal, Invalid, Unavailable
 from headrace.model.layout import Layout
 from headrace.model.plan import Plan
 
@@ -233,6 +233,32 @@ class Supervisor:
                 self._say(f"{role} did not stop in time; killing process {child.process.pid}")
                 child.process.kill()
                 child.process.wait()
+
+
+def ask_to_stop(layout: Layout, clock: Clock, number: signal.Signals, timeout_s: float) -> None:
+    """Send a signal to whoever runs a data directory, if anybody does, and wait for its end.
+
+    `Unavailable` if it has not ended in time.
+    """
+    deadline_s = clock.monotonic_s() + timeout_s
+    asked = False
+    while True:
+        try:
+            with held(layout):
+                return
+        except Invalid as e:
+            if e.code != "already_running":
+                raise
+        pid = layout.lock.read_text().strip()
+        if not asked and pid.isdigit():
+            # Its lock is held, so the process of that number is the one.
+            os.kill(int(pid), number)
+            asked = True
+        if clock.monotonic_s() > deadline_s:
+            raise Unavailable(
+                f"Process {pid or '?'} still runs {layout.root}", hint="Stop it, then try again."
+            )
+        clock.sleep(POLL_S)
 
 
 @contextlib.contextmanager

@@ -55,6 +55,12 @@ FAILPOINTS: dict[str, str] = {
     "retention.2": "retention committed",
     "expiry.1": "kept ids rewritten, not committed",
     "expiry.2": "kept ids committed",
+    "anew.1": "ids carried over, no topic made anew",
+    "anew.2": "topics made anew, the ledger does not know",
+    "promote.1": "all drained, ids and topics made anew",
+    "promote.2": "tables copied, keyed state not",
+    "promote.3": "all is there, the data directory still says where it was",
+    "promote.4": "the data directory belongs to the new place",
 }
 """Every failpoint and what has happened when it is reached."""
 

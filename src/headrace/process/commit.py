@@ -41,14 +41,17 @@ def run_epoch(owner: Owner, ranges: tuple[Range, ...]) -> LedgerRow:
     last = owner.ledger.last
     check_chosen(owner.log, topics, ranges, last)
     incarnations = {r.topic: topics[r.topic].incarnation for r in ranges}
-    for topic in renewed_topics(last, incarnations):
+    renewed = renewed_topics(last, incarnations)
+    for topic in renewed:
         forget_topic(owner, topic)
+    # Ids that were carried over are told by the clock that they were kept at.
+    bare = {topic for topic in renewed if not owner.ids.knows(topic)}
     epoch = Epoch(
         number=owner.ledger.epoch + 1,
         plan=owner.plan,
         ranges=ranges,
         incarnations=incarnations,
-        clocks=of_living(last.clocks, renewed_topics(last, incarnations)) if last else {},
+        clocks=of_living(last.clocks, bare) if last else {},
         started_at_us=owner.clock.now_us(),
     )
     # 2

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from headrace.model.failpoint import failpoint
 from headrace.model.plan import KNOWN_IDS
 from headrace.process.owner import Owner
+from headrace.stage.duplicates import CARRIED
 
 
 def expire_ids(owner: Owner) -> int:
@@ -34,10 +35,12 @@ def forget_topic(owner: Owner, topic: str) -> int:
     """Forget the ids of a topic that was made anew; return how many rows of their table went.
 
     Its offsets begin again, so an id of the old incarnation could name a new record a duplicate.
+    Those that were carried over on purpose stay (`process/handover.py`).
     """
     owner.ids.forget(topic)
     rows = owner.tables.read(owner.table(KNOWN_IDS).snapshot)
-    return _keep(owner, rows, pc.not_equal(rows.column("topic"), topic))
+    elsewhere = pc.not_equal(rows.column("topic"), topic)
+    return _keep(owner, rows, pc.or_(elsewhere, pc.equal(rows.column("offset"), CARRIED)))
 
 
 def _keep(owner: Owner, rows: pa.Table, kept: pa.ChunkedArray) -> int:

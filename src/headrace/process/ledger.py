@@ -54,7 +54,7 @@ class LedgerRow(msgspec.Struct, frozen=True):
 
     epoch: int
     committed_at_us: int
-    kind: Literal["epoch", "retention", "restored"]
+    kind: Literal["epoch", "retention", "carried", "begun_anew"]
     plan: str
     """Fingerprint of the plan that ran."""
     incarnations: dict[str, str]

@@ -28,6 +28,9 @@ from headrace.model.plan import KNOWN_ID_SCHEMA
 from headrace.model.runner import KnownIds
 
 RESET = bytes(UUID_BYTES)
+CARRIED = -1
+"""Offset of an id that was kept in an earlier incarnation of its topic: before all offsets."""
+_NONE = -2
 """The id, of no record, under which a clock's reset is kept.
 
 `offset` is that of the record that reset the clock, `clock_us` the clock before: no forgotten id
@@ -162,14 +165,14 @@ class IdIndex:
         """See `model.runner.KnownIds`."""
         runs = self._runs.get((topic, partition), [])
         reset = pa.array([RESET], pa.binary(UUID_BYTES))
-        start = max((int(run.newest(reset, 0, before)[0][0]) for run in runs), default=0)
-        offsets = np.full(len(ids), -1, np.int64)
+        start = max((int(run.newest(reset, 0, before)[0][0]) for run in runs), default=_NONE)
+        offsets = np.full(len(ids), _NONE, np.int64)
         clocks = np.zeros(len(ids), np.int64)
         for run in runs:
             found, found_clocks = run.newest(ids, start, before)
             newer = found > offsets
             offsets[newer], clocks[newer] = found[newer], found_clocks[newer]
-        return pa.array(clocks, mask=offsets < 0)
+        return pa.array(clocks, mask=offsets == _NONE)
 
     def expire(self, clocks: Mapping[str, int], horizon_us: int) -> None:
         """Forget what is further than the horizon behind its partition's clock.
@@ -181,10 +184,18 @@ class IdIndex:
             if clock is not None:
                 runs[:] = [k for run in runs if len((k := run.since(clock - horizon_us)).clocks)]
 
+    def knows(self, topic: str) -> bool:
+        """Return whether there is any id of a topic."""
+        return any(runs for (name, _), runs in self._runs.items() if name == topic)
+
     def forget(self, topic: str) -> None:
-        """Forget the ids of a topic, for when it is created anew and its offsets begin again."""
-        for key in [k for k in self._runs if k[0] == topic]:
-            del self._runs[key]
+        """Forget the ids of a topic, for when it is created anew and its offsets begin again.
+
+        Those that were carried over from before stay.
+        """
+        for (name, _), runs in self._runs.items():
+            if name == topic:
+                runs[:] = [k for run in runs if len((k := run.carried()).clocks)]
 
     def _forget_oldest(self) -> None:
         """Forget the oldest eighth of all ids, so that this is not done at every `add`."""
@@ -221,10 +232,14 @@ class _Run(NamedTuple):
             return self
         return _Run(self.high[kept], self.low[kept], self.clocks[kept], self.offsets[kept])
 
+    def carried(self) -> _Run:
+        kept = self.offsets == CARRIED
+        return _Run(self.high[kept], self.low[kept], self.clocks[kept], self.offsets[kept])
+
     def newest(self, ids: pa.Array, start: int, before: int) -> tuple[Ints, Ints]:
-        """Return the offset (-1: none) and clock of each id's last row in [start, before)."""
+        """Return offset (or `_NONE`) and clock of each id's last row in [start, before)."""
         high, low = words(ids)
-        offsets = np.full(len(ids), -1, np.int64)
+        offsets = np.full(len(ids), _NONE, np.int64)
         clocks = np.zeros(len(ids), np.int64)
         place = np.searchsorted(self.high, high)
         asked = np.arange(len(ids))
@@ -239,6 +254,27 @@ class _Run(NamedTuple):
             hit &= at > offsets[asked]
             offsets[asked[hit]], clocks[asked[hit]] = at[hit], self.clocks[place[hit]]
             place = place + 1
+
+
+def carried(rows: pa.Table) -> pa.Table:
+    """Return known ids, `KNOWN_ID_SCHEMA`, as a topic that is made anew is to know them.
+
+    Each partition keeps what still counts there, each id once, at its newest clock: ids from before
+    a reset do not, and the reset itself has done its work.
+    """
+    if not rows.num_rows:
+        return rows
+    frame = rows.combine_chunks()
+    is_reset = pc.equal(frame.column("id"), pa.scalar(RESET, frame.schema.field("id").type))
+    place = ["topic", "partition"]
+    resets = frame.filter(is_reset).group_by(place).aggregate([("offset", "max")])
+    ids = frame.filter(pc.invert(is_reset)).join(resets, place, join_type="left outer")
+    since = pc.fill_null(ids.column("offset_max"), _NONE)
+    ids = ids.filter(pc.greater_equal(ids.column("offset"), since))
+    newest = ids.group_by([*place, "id"]).aggregate([("clock_us", "max")])
+    newest = newest.rename_columns([*place, "id", "clock_us"])
+    newest = newest.append_column("offset", pa.array([CARRIED] * len(newest), pa.int64()))
+    return newest.select(rows.schema.names).cast(rows.schema)
 
 
 def _sorted(high: Words, low: Words, clocks: Ints, offsets: Ints) -> _Run:

@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     "outputs": "headrace.app.cli.outputs:outputs",
     "backup": "headrace.app.cli.backup:backup",
     "restore": "headrace.app.cli.backup:restore",
+    "promote": "headrace.app.cli.promote:promote",
     "cluster": "headrace.app.cli.cluster:cluster",
 }
 """Verb → `module:command`, in the order of the help. A verb's module is loaded when it is used, so
