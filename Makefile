@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 BENCHMARKS ?= door stage pipeline fresh growth keyed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-biodiversity test lint format docs bench clean
+.PHONY: help setup demo demo-biodiversity demo-cluster test lint format docs bench clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -27,6 +27,9 @@ demo: $(READY) ## run the game example: events in, counts out (DEMO_EXIT=1 ends 
 
 demo-biodiversity: $(READY) ## follow stand-ins of GBIF, OBIS and iDigBio, and count (DEMO_EXIT=1 ends by itself)
 	@$(BIN)/python examples/biodiversity/demo.py $(if $(DEMO_EXIT),--exit)
+
+demo-cluster: $(READY) ## run the game on three Kafka brokers and Spark, all on this machine (DEMO_EXIT=1 ends by itself)
+	@$(BIN)/python examples/game/demo_cluster.py $(if $(DEMO_EXIT),--exit)
 
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile

@@ -45,6 +45,13 @@ def kafka(kafka_folder):
         yield trial.running(kafka_folder).kafka
 
 
+@pytest.fixture(scope="module")
+def kafka_of_file(kafka_folder):
+    """As `kafka`, for all tests of a file: none of them may ask for `kafka_alone`."""
+    with _held(kafka_folder, fcntl.LOCK_SH):
+        yield trial.running(kafka_folder).kafka
+
+
 @pytest.fixture
 def kafka_alone(kafka_folder):
     """The folder of the cluster, for a test that breaks it while no other one uses it."""

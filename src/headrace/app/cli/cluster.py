@@ -56,7 +56,7 @@ def up(folder: Path | None, *, with_spark: bool | None) -> None:
     console().print(f"  headrace run pipeline.py --config {place / trial.CONFIG} --data data-trial")
     if found.spark is not None:
         console().print("To read its topics and tables with PySpark:")
-        console().print(f"  SPARK_CONF_DIR={place / 'spark' / 'conf'} pyspark")
+        console().print(f"  SPARK_CONF_DIR={trial.spark_conf(place)} pyspark")
     console().print("To stop it:")
     console().print("  headrace cluster down" + (f" --folder {place}" if folder else ""))
 

@@ -56,13 +56,15 @@ class Spark(msgspec.Struct, frozen=True):
         return f"http://{HOST}:{self.page_port}"
 
     def settings(self) -> dict[str, str]:
-        """Spark's own settings with which an application runs here."""
+        """Spark's own settings with which an application runs here, and can read Kafka."""
+        libraries = sorted(jars.jars("spark").glob("*.jar"))
         return {
             "spark.driver.host": HOST,
             "spark.driver.bindAddress": HOST,
             "spark.cores.max": str(WORKERS),
             "spark.executor.memory": "512m",
             "spark.pyspark.python": sys.executable,
+            "spark.jars": ",".join(str(jar) for jar in libraries),
         }
 
 
@@ -91,10 +93,9 @@ def prepare(folder: Path, spark: Spark) -> list[Program]:
             hint="pip install 'headrace[spark]', or leave Spark out with --no-spark",
             code="spark_missing",
         )
-    libraries = jars.jars("spark")
     configuration = folder / "conf"
     configuration.mkdir(parents=True, exist_ok=True)
-    (configuration / "spark-defaults.conf").write_text(_defaults(spark, libraries), "utf-8")
+    (configuration / "spark-defaults.conf").write_text(_defaults(spark), "utf-8")
     home = _home()
     environment = {
         **_DAEMONS,
@@ -147,12 +148,11 @@ class _Told(msgspec.Struct):
     aliveworkers: int = 0
 
 
-def _defaults(spark: Spark, libraries: Path) -> str:
+def _defaults(spark: Spark) -> str:
     """Return what master, workers, and PySpark with this `SPARK_CONF_DIR` take for granted."""
     settings: Mapping[str, str] = {
         "spark.master": spark.master,
         **spark.settings(),
-        "spark.jars": ",".join(str(jar) for jar in sorted(libraries.glob("*.jar"))),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.ui.enabled": "false",

@@ -109,6 +109,14 @@ def pids(folder: Path) -> dict[str, int]:
         return {}
 
 
+def spark_conf(folder: Path) -> Path:
+    """Return the folder that as `SPARK_CONF_DIR` makes PySpark use the Spark of a cluster.
+
+    With it PySpark reads Kafka and Delta tables, too.
+    """
+    return folder / _SPARK / "conf"
+
+
 def start_missing(folder: Path, clock: Clock) -> None:
     """Start those programs of a running cluster again that have ended, and wait for them."""
     keeper, cluster = _keeper(folder), _cluster(folder)
