@@ -112,7 +112,7 @@ class Admin:
 
     def topics(self) -> dict[str, TopicInfo]:
         """Return every topic of this log by its name without the prefix."""
-        names = list(self._asked(lambda c: c.list_topics(timeout=self._request_s).topics))
+        names = list(self.asked(lambda c: c.list_topics(timeout=self._request_s).topics))
         prefix, state = self._kafka.prefix, self._kafka.state_topic
         mine = [n for n in names if n.startswith(prefix) and n != state and n[:2] != "__"]
         return {info.name: info for info in self._describe(mine) if info is not None}
@@ -156,10 +156,13 @@ class Admin:
             raise
         return offset
 
-    def create(self, name: str, partitions: int, config: Mapping[str, str]) -> bool:
+    def create(
+        self, name: str, partitions: int, config: Mapping[str, str], replication: int | None = None
+    ) -> bool:
         """Create a topic by its name in Kafka; return whether it was not there before.
 
-        Returns once its partitions have leaders that answer.
+        It is kept `replication` times, or as often as the others. Returns once its partitions have
+        leaders that answer.
         """
         config = {
             "min.insync.replicas": str(self._kafka.insync_min),
@@ -167,9 +170,9 @@ class Admin:
             "unclean.leader.election.enable": "false",
             **config,
         }
-        wanted = NewTopic(name, partitions, self._kafka.replication, config=config)
+        wanted = NewTopic(name, partitions, replication or self._kafka.replication, config=config)
         try:
-            self._asked(
+            self.asked(
                 lambda c: _result(c.create_topics([wanted], request_timeout=self._request_s))
             )
             is_new = True
@@ -183,22 +186,48 @@ class Admin:
     def delete(self, name: str) -> None:
         """Delete a topic by its name in Kafka, and wait until it is known to be gone."""
         try:
-            self._asked(lambda c: _result(c.delete_topics([name], request_timeout=self._request_s)))
+            self.asked(lambda c: _result(c.delete_topics([name], request_timeout=self._request_s)))
         except KafkaException as error:
             # Asked twice because an answer was lost, the second one finds that it is gone.
-            if error.args[0].code() not in _UNKNOWN:
+            if error.args[0].code() not in UNKNOWN_TOPICS:
                 raise meaning(error.args[0], name) from error
         self._wait(lambda: self._describe([name]) == [None])
 
     def delete_before(self, name: str, offset: int) -> None:
         """Delete the records of a topic's only partition before an offset."""
         place = [TopicPartition(name, 0, offset)]
-        self._asked(lambda c: _result(c.delete_records(place, request_timeout=self._request_s)))
+        self.asked(lambda c: _result(c.delete_records(place, request_timeout=self._request_s)))
 
     def nodes(self) -> list[int]:
         """Return the ids of the brokers that are there; none while there is no controller."""
-        found = self._asked(lambda c: c.list_topics(timeout=self._request_s))
+        found = self.asked(lambda c: c.list_topics(timeout=self._request_s))
         return list(found.brokers) if found.controller_id >= 0 else []
+
+    def asked(self, ask: Callable[[AdminClient], T]) -> T:
+        """Ask, again while Kafka says that it is about to know; what it refuses is raised.
+
+        `Unavailable` if it cannot be asked, else Kafka's own exception, which callers understand.
+        """
+        deadline_s = self._clock.monotonic_s() + self._kafka.timeout_s
+        while True:
+            client = self._client
+            if client is None:
+                raise Closed("The log is closed")
+            try:
+                return ask(client)
+            except KafkaException as error:
+                client.poll(0)
+                code = error.args[0].code()
+                if code in UNKNOWN_TOPICS or code == KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+                is_late = self._clock.monotonic_s() > deadline_s
+                if code not in _PASSING or is_late or self._denied is not None:
+                    raise self._meaning(error) from error
+            self._clock.sleep(RETRY_S)
+            # The client goes on asking a dead broker for what only a controller may answer, until
+            # somebody makes it look who is there.
+            with suppress(KafkaException):
+                client.list_topics(timeout=self._request_s)
 
     @property
     def _request_s(self) -> float:
@@ -261,7 +290,7 @@ class Admin:
             return found
 
         try:
-            return self._asked(ask)
+            return self.asked(ask)
         except KafkaException as error:
             raise meaning(error.args[0], places[0].topic) from error
 
@@ -294,13 +323,13 @@ class Admin:
             answers = client.describe_topics(wanted, request_timeout=self._request_s)
             return [self._described(name, answers[name]) for name in names]
 
-        return self._asked(ask)
+        return self.asked(ask)
 
     def _described(self, name: str, answer: Future[Any]) -> TopicInfo | None:
         try:
             told = answer.result()
         except KafkaException as error:
-            if error.args[0].code() in _UNKNOWN:
+            if error.args[0].code() in UNKNOWN_TOPICS:
                 return None
             raise
         id_ = told.topic_id
@@ -311,32 +340,6 @@ class Admin:
             self._seen[name] = _Seen(incarnation)
         topic = name.removeprefix(self._kafka.prefix)
         return TopicInfo(topic, incarnation, len(told.partitions))
-
-    def _asked(self, ask: Callable[[AdminClient], T]) -> T:
-        """Ask, again while Kafka says that it is about to know; what it refuses is raised.
-
-        `Unavailable` if it cannot be asked, else Kafka's own exception, which callers understand.
-        """
-        deadline_s = self._clock.monotonic_s() + self._kafka.timeout_s
-        while True:
-            client = self._client
-            if client is None:
-                raise Closed("The log is closed")
-            try:
-                return ask(client)
-            except KafkaException as error:
-                client.poll(0)
-                code = error.args[0].code()
-                if code in _UNKNOWN or code == KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
-                is_late = self._clock.monotonic_s() > deadline_s
-                if code not in _PASSING or is_late or self._denied is not None:
-                    raise self._meaning(error) from error
-            self._clock.sleep(RETRY_S)
-            # The client goes on asking a dead broker for what only a controller may answer, until
-            # somebody makes it look who is there.
-            with suppress(KafkaException):
-                client.list_topics(timeout=self._request_s)
 
     def _meaning(self, error: KafkaException) -> HeadraceError:
         return meaning(self._denied or error.args[0], "")
@@ -363,7 +366,7 @@ def unknown_topic(topic: str) -> Invalid:
 def meaning(error: KafkaError, topic: str) -> HeadraceError:
     """Return what an error of Kafka's means to whoever called the log."""
     code, text = error.code(), error.str()
-    if code in _UNKNOWN:
+    if code in UNKNOWN_TOPICS:
         return unknown_topic(topic)
     if code in _TOO_LARGE:
         return Invalid(
@@ -401,7 +404,7 @@ def _result(answers: Mapping[Any, Future[T]]) -> T:
 
 
 _WORD = (1 << 64) - 1
-_UNKNOWN = {
+UNKNOWN_TOPICS = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001 - so the client's own error codes are named
     KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001

@@ -32,6 +32,8 @@ from headrace.model.errors import Invalid
 
 ID, RECEIVED_AT, MARK = "headrace-id", "headrace-received-at", "headrace-mark"
 HEADERS, ACT = "headrace-headers", "headrace-act"
+HEADERS_BYTES = 120
+"""About what our headers take in a message."""
 OURS = frozenset({ID, RECEIVED_AT, MARK, HEADERS, ACT})
 
 _MARK_MAX = (1 << 64) - 1
