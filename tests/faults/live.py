@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx2
 import psutil
@@ -156,7 +156,9 @@ class Run:
 class Client(threading.Thread):
     """Sends numbers from `first` on until it is stopped, and again what was not acknowledged."""
 
-    def __init__(self, url: str, listed: Path, first: int = 0, *, fields: str = "") -> None:
+    def __init__(
+        self, url: str, listed: Path, first: int = 0, *, fields: str = "", batch: int = BATCH
+    ) -> None:
         super().__init__(daemon=True)
         self.acknowledged = Acknowledged(listed)
         self.sent = first
@@ -165,13 +167,14 @@ class Client(threading.Thread):
         """Every answer but an acknowledgement."""
         self._url = f"{url}/v1/topics/events"
         self._fields = fields
+        self._batch = batch
         self._finish = threading.Event()
         self._give_up = threading.Event()
 
     def run(self) -> None:
         with httpx2.Client(timeout=20) as http:
             while not self._finish.is_set() and not self._give_up.is_set():
-                first, self.sent = self.sent, self.sent + BATCH
+                first, self.sent = self.sent, self.sent + self._batch
                 numbers = range(first, self.sent)
                 while not self._give_up.is_set():
                     if self.send(http, numbers):
@@ -213,7 +216,7 @@ def event(number: int, fields: str = "") -> str:
 
 
 @contextlib.contextmanager
-def sending(run: Run, first: int = 0, **how: str) -> Iterator[Client]:
+def sending(run: Run, first: int = 0, **how: Any) -> Iterator[Client]:
     """Send events to a run; what is still under way at the end is given up."""
     client = Client(run.url, run.data.parent / "acknowledged", first, **how)
     client.start()

@@ -39,7 +39,7 @@ from headrace.tables.storage import Storage
 MARK = "promoting"
 """Name in the new storage, and file of the data directory, of a promotion under way: the same word
 in both says that what lies there is its own unfinished copy, which nobody has opened."""
-_LEASES = ("/lease", "owner")
+_LEASE = "/lease"
 
 
 def promote(
@@ -183,7 +183,7 @@ def _drained(layout: Layout, clock: Clock, old: Site, plan: Plan) -> dict[str, b
 
 
 def _is_kept(key: str) -> bool:
-    return not (key.startswith(DELETED) or key.endswith(_LEASES))
+    return not (key.startswith(DELETED) or key.endswith(_LEASE))
 
 
 def _copy_state(state: dict[str, bytes], log: Log) -> None:
