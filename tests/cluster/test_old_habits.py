@@ -52,19 +52,20 @@ from pyspark.sql import SparkSession
 
 bootstrap, topic, table = sys.argv[1:]
 spark = SparkSession.builder.appName("habit").getOrCreate()
-messages = (
+counts = (
     spark.read.format("kafka")
     .option("kafka.bootstrap.servers", bootstrap)
     .option("subscribe", topic)
     .option("startingOffsets", "earliest")
     .option("endingOffsets", "latest")
     .load()
-    .selectExpr("CAST(value AS string) AS value")
+    .selectExpr("get_json_object(CAST(value AS string), '$.event_type') AS event_type")
+    .groupBy("event_type")
+    .count()
 )
-kinds = spark.read.json(messages.rdd.map(lambda row: row.value)).groupBy("event_type").count()
 told = {
     "master": spark.sparkContext.master,
-    "topic": {row["event_type"]: row["count"] for row in kinds.collect()},
+    "topic": {row["event_type"]: row["count"] for row in counts.collect()},
     "delta": spark.read.format("delta").load(table).count(),
     "parquet": spark.read.parquet(table).count(),
 }

@@ -155,6 +155,9 @@ def _defaults(spark: Spark) -> str:
         **spark.settings(),
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+        # Two slots have little use for the hundreds of tasks that Spark and Delta take for granted.
+        "spark.sql.shuffle.partitions": str(WORKERS),
+        "spark.databricks.delta.snapshotPartitions": str(WORKERS),
         "spark.ui.enabled": "false",
         # Applications come by Spark's own protocol; another door is not needed.
         "spark.master.rest.enabled": "false",
