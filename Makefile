@@ -51,6 +51,10 @@ bench: $(READY) ## measure; prints a table and a JSON line for each benchmark (Q
 	@for name in $(BENCHMARKS); do $(BIN)/python bench/$$name.py $(if $(QUICK),--quick) || exit 1; done
 	$(BIN)/python bench/report.py
 
+bench-cluster: $(READY) ## the same on a trial cluster of Kafka and Spark, beside Structured Streaming (QUICK=1)
+	@for name in cluster driver; do $(BIN)/python bench/$$name.py $(if $(QUICK),--quick) || exit 1; done
+	$(BIN)/python bench/report.py
+
 clean: ## remove everything that is made
 	rm -rf $(VENV) build dist bench/results
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

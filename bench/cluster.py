@@ -229,6 +229,7 @@ def main() -> None:
     sizes, rounds = (QUICK, 1) if options.quick else (SIZES, options.rounds)
     most = max(size.records * (size.warm + size.count) for size in sizes)
     rows: list[Row] = []
+    before = os.getloadavg()[0]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         deployment = deploy(stack, folder, options)
@@ -239,7 +240,7 @@ def main() -> None:
             print(f"# {workload.name}: {most:,} of {size_bytes / most:,.0f} bytes", flush=True)
             rows += [compare(deployment, workload, size, rounds, folder) for size in sizes]
         spark_session.end(SparkSession.builder.getOrCreate())
-    tell("cluster", rows, spark=where(options), rounds=rounds)
+    tell("cluster", rows, spark=where(options), rounds=rounds, load_before=before)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -80,6 +81,7 @@ def main() -> None:
         return
     records = RECORDS_QUICK if options.quick else RECORDS
     rows: list[Row] = []
+    before = os.getloadavg()[0]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         deployment = cluster.deploy(stack, folder, options)
@@ -95,7 +97,8 @@ def main() -> None:
                     "epoch ms": found["epoch_s"] * 1000,
                 }
             )
-    tell("driver", rows, spark=cluster.where(options), records_an_epoch=records, epochs=EPOCHS)
+    told = {"records_an_epoch": records, "epochs": EPOCHS, "load_before": before}
+    tell("driver", rows, spark=cluster.where(options), **told)
 
 
 if __name__ == "__main__":

@@ -19,17 +19,21 @@ BUSY = 0.5
 INTRODUCTION = """\
 # Benchmarks
 
-`make bench` measures and writes this page; [bench/README.md](../bench/README.md) says what each
-benchmark does and what stands beside it. A figure means little alone: read the ratio, which
-compares both sides within one run on one machine, alternating, medians.
+`make bench` and `make bench-cluster` measure and write this page;
+[bench/README.md](../bench/README.md) says what each benchmark does and what stands beside it. A
+figure means little alone: read the ratio, which compares both sides within one run on one machine,
+alternating, medians.
 """
 ABOUT = {
     "door": "Durable acknowledgements over HTTP. Ratio: to the same server without a log.",
     "stage": "An epoch in memory. Ratio: to the best bare DuckDB over the same Arrow.",
-    "pipeline": "Log to durable table and three views. Ratio: to DuckDB doing it once in memory.",
+    "pipeline": "Log to durable table and three views. Ratio: to DuckDB doing it once in memory, "
+    "and to Structured Streaming making a table and one count from Kafka.",
     "fresh": "From a POST to its count in an answer. Ratio: p99 to the epoch interval.",
     "keyed": "Changing some keys of a large table. Ratio: publish to DuckDB writing it whole.",
     "growth": "The cost of an epoch of 250 rows. Ratio: to the smallest of its kind; flat is 1.",
+    "cluster": "Epochs on Kafka and Spark. Ratio: to Structured Streaming doing the same there.",
+    "driver": "Memory held on Kafka and Spark as groups grow. Ratio: to the fewest groups.",
 }
 
 
@@ -55,7 +59,9 @@ def _machine(told: dict) -> str:
     load = machine.pop("load")
     cpus, cpu = machine.pop("cpus"), machine.pop("cpu")
     versions = ", ".join(f"{k} {v}" for k, v in machine.items() if k != "system")
-    busy = " (shared with other work: to be run again)" if load > cpus + BUSY else ""
+    # Brokers and Spark that take part are load too: then only what was there before tells.
+    others = told["settings"].get("load_before", load)
+    busy = " (shared with other work: to be run again)" if others > cpus + BUSY else ""
     return f"{cpus} x {cpu}, {machine['system']}, load average {load}{busy}; {versions}."
 
 

@@ -66,8 +66,10 @@ def make_plan(views: dict[str, str]) -> Plan:
     return found
 
 
-def events(count: int, players: int = PLAYERS, seed: int = 0) -> Iterator[bytes]:
-    """Yield events as a client writes them, about 110 bytes each; the same for the same seed."""
+def events(
+    count: int, players: int = PLAYERS, seed: int = 0, user_agent: str = "load/1"
+) -> Iterator[bytes]:
+    """Yield events as a client writes them, of 90 bytes or more; the same for the same seed."""
     chance = random.Random(seed)
     encode = msgspec.json.Encoder().encode
     kinds = ("purchase_sword", "purchase_knife", "join_guild", "default")
@@ -77,7 +79,7 @@ def events(count: int, players: int = PLAYERS, seed: int = 0) -> Iterator[bytes]
                 "event_type": chance.choice(kinds),
                 "player": chance.randrange(players),
                 "Host": f"shop-{chance.randrange(HOSTS)}",
-                "User-Agent": "load/1",
+                "User-Agent": user_agent,
                 "price": chance.randrange(2_000),
             }
         )
