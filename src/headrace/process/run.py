@@ -58,7 +58,6 @@ class _Process:
         self._owner: Owner | None = None
         self._log = role.site.log()
         self._tables = role.site.tables()
-        self._runner = role.site.runner(self._log, self._tables, THREADS)
         self._engine = Engine(threads=THREADS)
         self._saying = threading.Lock()
 
@@ -101,8 +100,12 @@ class _Process:
         gate: Callable[[], AbstractContextManager[None]],
         expect: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """Own the pipeline; `expect` is what every append expects of keyed state."""
+        """Own the pipeline; `expect` is what every append expects of keyed state.
+
+        What runs epochs lives no longer than that: a cluster's room is the next owner's.
+        """
         role = self._role
+        runner = role.site.runner(self._log, self._tables, THREADS)
 
         def begin() -> Owner:
             self._drop_owner()
@@ -110,7 +113,7 @@ class _Process:
                 role.plan,
                 self._log,
                 self._tables,
-                self._runner,
+                runner,
                 role.clock,
                 self._engine,
                 role.layout.keys,
@@ -121,7 +124,12 @@ class _Process:
             role.ready()
             return self._owner
 
-        run_owner(begin, role.clock, role.stop, self._progress, role.drain.is_set, gate)
+        try:
+            run_owner(begin, role.clock, role.stop, self._progress, role.drain.is_set, gate)
+        finally:
+            if self._owner is not None:
+                self._owner.close()
+            runner.close()
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -143,9 +151,7 @@ class _Process:
             self._say("stopped")
 
     def close(self) -> None:
-        """Release everything."""
-        self._drop_owner()
-        self._runner.close()
+        """Release the log."""
         self._log.close()
 
     def _say(self, state: str) -> None:
