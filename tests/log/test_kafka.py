@@ -194,6 +194,30 @@ def test_an_act_left_open_is_given_up_by_who_reads_it(kafka_place, log, monkeypa
     assert read_values(log, "events") == [b"after"]
 
 
+def test_an_act_that_a_broker_does_not_know_of_yet_is_waited_for(kafka_place, log, monkeypatch):
+    """One that was stopped goes on, for a moment, as if nothing had been appended since."""
+    named = log._state.begin("left", log.describe()["events"])
+    log._send("events", values(b"never"), named)
+    log._state.abort("left")
+    with closing(kafka_place.reader()) as reader:
+        bound, asked = reader._state._bound, []
+
+        def stale(*, latest):
+            asked.append(latest)
+            return 0 if len(asked) < 6 else bound(latest=latest)
+
+        monkeypatch.setattr(reader._state, "_bound", stale)
+        assert read_values(reader, "events") == []
+        assert len(asked) >= 6
+
+
+def test_an_act_of_nobody_is_waited_for_in_vain(kafka_place, log, monkeypatch):
+    monkeypatch.setattr(tail, "ACT_S_MAX", 0.2)
+    for name in ("unknown", "unknown@999", "unknown@", "@", "@x"):
+        log._send("events", values(name.encode()), name)
+    assert len(read_values(log, "events")) == 5
+
+
 def test_a_read_waits_for_an_act_under_way(log, kafka_place):
     log._state.begin("open", log.describe()["events"])
     log._send("events", values(b"page"), "open")

@@ -168,10 +168,10 @@ class KafkaLog(KafkaLogReader):
             self._state.put(state, expect)
             return []
         act = self._clock.new_id().hex()
-        self._state.begin(act, info)  # 1.
+        named = self._state.begin(act, info)  # 1.
         failpoint("act.1")
         try:
-            appended = self._send(topic, records, act)  # 2.
+            appended = self._send(topic, records, named)  # 2.
             failpoint("act.2")
             self._state.put(state, expect, act)  # 3.
         except Fenced:

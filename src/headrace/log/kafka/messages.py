@@ -7,7 +7,8 @@
 `headrace-headers`          the record's headers as they are; only where the next line
                             would change their bytes
 any other                   a header of the record's, its value UTF-8
-`headrace-act`              the act that the record belongs to (`state.py`); absent if none
+`headrace-act`              the act that the record belongs to (`state.py`) and the offset
+                            in the state's topic where it begins, as `…@7`; absent if none
 ==========================  =======================================================
 
 A message that another program wrote needs none of them. Its id is made of the topic's id, partition

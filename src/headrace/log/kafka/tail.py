@@ -35,6 +35,7 @@ from headrace.model.log import StateEntry, TopicInfo
 ACT_S_MAX = 10.0
 """A reader that meets an act still open after so long aborts it: its author is gone or stuck."""
 ACT_POLL_S = 0.01
+_AT = "@"
 LINGER_MS = 500
 SNAPSHOT_EVERY = 5000
 """So many changes are kept beside the last snapshot before there is a new one. What lies before the
@@ -132,29 +133,36 @@ class StateLog:
         self._snapshot_if_due()
         return offset + 1
 
-    def begin(self, act: str, info: TopicInfo) -> None:
-        """Begin an act, before its first record is sent to a topic."""
-        self._append(Begin(act, info.name, info.incarnation))
+    def begin(self, act: str, info: TopicInfo) -> str:
+        """Begin an act, before its first record is sent; return how its records name it."""
+        offset = self._append(Begin(act, info.name, info.incarnation))
+        return f"{act}{_AT}{offset}"
 
     def abort(self, act: str) -> None:
         """Give an act up, unless it was settled."""
         self._append(Abort(act))
 
-    def aborted(self, acts: set[str]) -> set[str]:
-        """Return which of these acts were aborted, once none of them is open.
+    def aborted(self, named: set[str]) -> set[str]:
+        """Return which acts were aborted, once none of them is open; as their records name them.
 
-        Waits for those that are, and aborts them itself after `ACT_S_MAX`.
+        Waits for those that are, and aborts them itself after `ACT_S_MAX`. So long it also waits to
+        hear of their beginning: a broker that has been stopped, and goes on as if it still led, may
+        not know of it. What was never begun here is no act of ours.
         """
+        acts = {name: name.partition(_AT)[0] for name in named}
+        begun_at = max((_begun_at(name) for name in named), default=-1)
         deadline_s = self._clock.monotonic_s() + ACT_S_MAX
         while True:
             with self._lock:
                 self._read()
-                begun = acts & self._state.begun.keys()
-                if not begun:
-                    return acts & self._state.aborted.keys()
+                knows = (self._position or 0) > begun_at
+                begun = set(acts.values()) & self._state.begun.keys()
+                if knows and not begun:
+                    return {name for name, act in acts.items() if act in self._state.aborted}
             if self._clock.monotonic_s() < deadline_s:
                 self._clock.sleep(ACT_POLL_S)
                 continue
+            begun_at = -1
             for act in sorted(begun):
                 self.abort(act)
 
@@ -262,6 +270,12 @@ class StateLog:
             for part in parts:
                 self._append(part)
             self._admin.delete_before(self._kafka.state_topic, before)
+
+
+def _begun_at(name: str) -> int:
+    """Return the offset at which an act was begun; -1 if its name does not say it."""
+    offset = name.partition(_AT)[2]
+    return int(offset) if offset.isdecimal() else -1
 
 
 def fenced(expect: Mapping[str, int]) -> Fenced:
