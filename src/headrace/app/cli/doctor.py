@@ -1,4 +1,4 @@
-"""`headrace doctor`: whether this machine and a data directory are fit to run a pipeline."""
+"""`headrace doctor`: whether machine, data directory and clusters are fit to run a pipeline."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import psutil
 from rich.markup import escape
 
-from headrace.app.cli.options import data_option, json_option
+from headrace.app import deployment_file
+from headrace.app.cli.doctor_cluster import examine_deployment
+from headrace.app.cli.finding import Finding
+from headrace.app.cli.options import data_option, deployment_options, json_option
 from headrace.app.cli.printing import console, print_json, size_text
 from headrace.app.cli.run import PORT
 from headrace.app.cli.status import is_running
+from headrace.app.data_directory import find_plan
+from headrace.app.deployment_file import Wanted
+from headrace.app.pipeline_file import require_plan
 from headrace.log.segment import check_sqlite
 from headrace.model.clock import Clock, SystemClock
+from headrace.model.deployment import Deployment
 from headrace.model.errors import HeadraceError
 from headrace.model.layout import Layout
 
@@ -35,24 +41,25 @@ NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9
 LIBRARIES = ("apsw", "duckdb", "granian", "msgspec", "pyarrow", "sqlglot", "starlette")
 
 
-class Finding(NamedTuple):
-    """What was looked at, and whether it is as it should be."""
-
-    what: str
-    fine: bool
-    found: str
-    hint: str = ""
-
-
 @click.command()
+@click.argument(
+    "pipeline", type=click.Path(path_type=Path, dir_okay=False, exists=True), required=False
+)
 @data_option
+@deployment_options
 @json_option
-def doctor(layout: Layout, *, as_json: bool) -> int:
+def doctor(pipeline: Path | None, layout: Layout, wanted: Wanted, *, as_json: bool) -> int:
     """Look at Python, libraries, memory, disk, sync, locks and port; say what to mend.
 
-    Status 2 if something is not as it should be.
+    Where log, tables or epochs are elsewhere, at those too: Kafka's brokers and their clocks, how
+    the topics of PIPELINE (of the last run, if it is not given) and of the state are kept, whether
+    of two owners one wins on the tables' storage, and the versions on Spark's workers. A topic and
+    a file are made for it, and deleted. Status 2 if something is not as it should be.
     """
-    findings = list(examine(layout, SystemClock()))
+    clock = SystemClock()
+    deployment = deployment_file.wish(wanted, deployment_file.kept(layout) or Deployment())
+    plan = require_plan(pipeline) if pipeline else find_plan(layout)
+    findings = [*examine(layout, clock), *examine_deployment(deployment, plan, clock)]
     if as_json:
         print_json([f._asdict() for f in findings])
     else:
@@ -65,7 +72,7 @@ def doctor(layout: Layout, *, as_json: bool) -> int:
 
 
 def examine(layout: Layout, clock: Clock) -> Iterator[Finding]:
-    """Yield every finding."""
+    """Yield what is found of this machine and a data directory."""
     yield _platform()
     yield Finding("Python", sys.version_info >= (3, 11), platform.python_version(), "use 3.11 on")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
