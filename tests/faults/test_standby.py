@@ -153,3 +153,23 @@ def test_stopped_inside(place: Place, step: str) -> None:
         until(lambda: place.processed() == TOTAL + BATCH, "the first goes on")
         assert first.end() == 0, first.said()
     assert place.breaches(TOTAL + BATCH) == []
+
+
+def test_a_standby_that_is_told_to_drain_ends_once_all_is_committed(place: Place) -> None:
+    with running(place.machine("one", cut_bytes=3000)) as owner:
+        until(lambda: owner.state() == "running", "one owns the pipeline")
+        with running(place.machine("two", cut_bytes=3000)) as standby:
+            until(lambda: standby.state() == "standby", "the other stands by")
+            owner.process.send_signal(signal.SIGSTOP)
+            place.append(range(TOTAL))
+            standby.process.send_signal(signal.SIGUSR1)
+            assert standby.process.wait(60) == 0, standby.said()
+            # Nobody else worked, so it was the standby that did, after its turn had come.
+            assert place.processed() == TOTAL
+        owner.process.send_signal(signal.SIGCONT)
+        with running(place.folder / "two") as standby:
+            until(lambda: {owner.state(), standby.state()} == {"running", "standby"}, "both run")
+            drained = standby if standby.state() == "standby" else owner
+            drained.process.send_signal(signal.SIGUSR1)
+            assert drained.process.wait(60) == 0, drained.said()
+    assert place.breaches(TOTAL) == []

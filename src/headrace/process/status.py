@@ -29,6 +29,7 @@ METRICS = {
     "headrace_records_processed_total": "Records since the pipeline began, by topic and outcome",
     "headrace_rows_total": "Rows since the pipeline began, by table and outcome",
     "headrace_table_files": "Data files of a table",
+    "headrace_owner": "1 while this process owns the pipeline; 0 while it begins or stands by",
     "headrace_dead_letter_alarm": "1 while more than half of a minute's records die",
 }
 """Name → meaning of every metric of this role."""
@@ -40,6 +41,7 @@ class Status(msgspec.Struct):
     at_us: int
     pid: int
     state: str
+    """`beginning`, `running`, `standby` while another process owns the pipeline, or `stopped`."""
     epoch: int
     behind: int
     epoch_s: float
@@ -106,6 +108,7 @@ class _Metrics:
             seconds,
             _gauge("headrace_epoch_last_seconds", progress.epoch_s),
             _gauge("headrace_behind_records", progress.behind),
+            _gauge("headrace_owner", float(status.state == "running")),
             _gauge("headrace_dead_letter_alarm", float(bool(progress.alarm))),
             records,
             rows,
