@@ -16,7 +16,7 @@ from headrace.app.cluster.brokers import USER
 from headrace.log.kafka import Kafka, KafkaLog, tail
 from headrace.model.batch import Batch
 from headrace.model.clock import SystemClock
-from headrace.model.errors import Fenced, Invalid, Unavailable
+from headrace.model.errors import Corrupt, Fenced, Invalid, Unavailable
 from headrace.model.failpoint import FAILPOINTS
 from headrace.testing.log_crashes import run_worker, work_until_killed
 from headrace.testing.log_place import expect_error, read_table, read_values, run_threads, values
@@ -109,6 +109,19 @@ def test_what_kafka_deleted_is_trimmed_not_empty(kafka_place, log):
     assert read_values(log, "events", start=2) == [b"2"]
     log.trim("events", [3])
     assert read_values(log, "events", start=2) == [b"2"]
+
+
+def test_a_flipped_bit_on_a_brokers_disk_is_found(kafka_folder, kafka_place, log):
+    log.append("events", values(b"before"))
+    log.append("events", values(b"needle"))
+    name = kafka_place.kafka.prefix + "events"
+    leader = kafka_place.admin().list_topics(name, timeout=20).topics[name].partitions[0].leader
+    (segment,) = (kafka_folder / f"node-{leader}" / f"{name}-0").glob("*.log")
+    with segment.open("r+b") as file:
+        file.seek(file.read().index(b"needle"))
+        file.write(b"noodle")
+    with closing(kafka_place.reader()) as reader:
+        assert expect_error(Corrupt, lambda: read_values(reader, "events")).code == "damaged_batch"
 
 
 def test_a_topic_can_change_under_another_process(kafka_place, log):
@@ -357,4 +370,5 @@ def test_security_settings_reach_kafka(kafka, kafka_place):
     settings = Kafka(kafka.password_bootstrap, unknown, prefix, timeout_s=3)
     error = expect_error(Invalid, lambda: KafkaLog(settings, SystemClock()))
     assert error.code == "kafka_denied"
+    assert "security properties" in error.hint
     assert kafka.password not in str(error)

@@ -6,7 +6,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from headrace.log.kafka.client import DENIED, Kafka, meaning
 from headrace.model.clock import Clock
-from headrace.model.errors import Closed, Invalid, Unavailable
+from headrace.model.errors import Closed, Corrupt, Invalid, Unavailable
 
 MESSAGES_MAX = 8192
 BYTES_MAX = 8 << 20
@@ -60,8 +60,8 @@ class Fetcher:
         """Return messages with `start` ≤ offset < `end`, and the offset to go on from.
 
         Offsets may be missing, and the messages none: then all up to that offset are. Raises
-        `Invalid`, code `offset_trimmed`, if `start` is not kept any more, and `Unavailable` if
-        nothing comes for as long as a question may take.
+        `Invalid`, code `offset_trimmed`, if `start` is not kept any more, `Corrupt` if messages
+        fail their checksum, and `Unavailable` if nothing comes for as long as a question may take.
         """
         consumer = self._opened()
         if self._at != (name, partition, start):
@@ -98,6 +98,8 @@ class Fetcher:
                         "group.id": "headrace",
                         "enable.auto.commit": False,
                         "enable.partition.eof": True,
+                        # A broker hands on what its disk gives; by itself the client believes it.
+                        "check.crcs": True,
                         "auto.offset.reset": "error",
                         "queued.max.messages.kbytes": PREFETCH_KB,
                         "fetch.wait.max.ms": self._linger_ms,
@@ -138,6 +140,12 @@ class Fetcher:
                     f"Offset {start} of {name} is not kept any more",
                     hint="read from the start that the log names",
                     code="offset_trimmed",
+                )
+            elif error.code() == KafkaError._BAD_MSG:  # noqa: SLF001 - the code's name
+                raise Corrupt(
+                    f"Kafka's copy of {name} from offset {start} on is damaged: {error.str()}",
+                    hint="have another broker lead the partition, and this one's copy made anew",
+                    code="damaged_batch",
                 )
             elif error.fatal() or error.code() in DENIED:
                 raise meaning(error, name)
