@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.model.errors import Internal
 from headrace.model.plan import KNOWN_ID_SCHEMA
 from headrace.model.runner import Epoch, KnownIds, Outcome, Range, TableCount, TopicCount
 from headrace.model.tables import DataFile
@@ -36,7 +38,7 @@ class TaskResult:
 
     number: int
     """Number of the task in its epoch."""
-    task: Task
+    task: Task = ()
     made: Made = field(default_factory=Made)
     asked: dict[int, list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
     ids: dict[int, list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
@@ -68,6 +70,32 @@ def add_partial(partials: Partials, row: dict[str, object]) -> None:
     assert isinstance(body, bytes)
     of_view = partials.setdefault(str(row["name"]), {})
     of_view.setdefault(str(row["part"]), []).append(table_of(body))
+
+
+def tile(results: Iterable[TaskResult], asked: Iterable[Piece]) -> None:
+    """Give results of a job that Spark's connector read their tasks: together, all that was asked.
+
+    Each says from which offset to which it got messages. What lies between two of them, and before
+    the first and behind the last, was read and is empty.
+    """
+    found: dict[PartitionId, list[TaskResult]] = defaultdict(list)
+    for result in results:
+        (made,) = result.made.pieces
+        found[made.part.topic, made.part.partition].append(result)
+    for piece in asked:
+        parts = found.get(piece.partition, [])
+        parts.sort(key=lambda result: result.made.pieces[0].part.start)
+        starts = [result.made.pieces[0].part.start for result in parts[1:]]
+        edges = [piece.part.start, *starts, piece.part.end]
+        if len(parts) > 1 and not piece.is_split:
+            raise Internal("Spark has split a range that it was to read in one piece")
+        for result, (start, end) in zip(parts, pairwise(edges), strict=False):
+            (made,) = result.made.pieces
+            if made.part.end > end:
+                raise Internal("Spark has read the same messages twice")
+            made.part = Range(*piece.partition, start, end)
+            size_bytes = piece.size_bytes * (end - start) // (piece.part.end - piece.part.start)
+            result.task = (piece._replace(part=made.part, size_bytes=size_bytes),)
 
 
 @dataclass(slots=True)
@@ -147,7 +175,7 @@ def _stands(
     pieces: Sequence[_Done], asked: pa.Array, clock_us: int | None, horizon_us: int
 ) -> bool:
     made = [one.result.made.pieces[one.place] for one in pieces]
-    if any(m.end < one.piece.part.end for m, one in zip(made, pieces, strict=True)):
+    if any(m.part.end < one.piece.part.end for m, one in zip(made, pieces, strict=True)):
         return False
     times = [t for m in made for t in (m.earliest_us, m.latest_us) if t is not None]
     times += [clock_us] if clock_us is not None else []
@@ -244,6 +272,6 @@ def _ranges(epoch: Epoch, results: Sequence[TaskResult]) -> tuple[Range, ...]:
     ranges = []
     for asked in epoch.ranges:
         done = pieces.get((asked.topic, asked.partition))
-        end = done[-1].result.made.pieces[done[-1].place].end if done else asked.end
+        end = done[-1].result.made.pieces[done[-1].place].part.end if done else asked.end
         ranges.append(msgspec.structs.replace(asked, end=end))
     return tuple(ranges)

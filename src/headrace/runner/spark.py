@@ -8,9 +8,12 @@ partials. What a task that fails or runs twice leaves behind are files that no c
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,8 +28,9 @@ from headrace.model.log import LogReader
 from headrace.model.plan import KNOWN_IDS, Plan
 from headrace.model.runner import Epoch, KnownIds, Outcome
 from headrace.model.tables import Tables
-from headrace.runner import gather, spark_session
-from headrace.runner.cut import TASK_BYTES_MAX, TASK_BYTES_MIN, Task, cut
+from headrace.runner import connector, gather, spark_session
+from headrace.runner.connector import Connector
+from headrace.runner.cut import TASK_BYTES_MAX, TASK_BYTES_MIN, Task, cut, wholes
 from headrace.runner.gather import TaskResult
 from headrace.runner.places import Place
 from headrace.runner.staged import unique_columns
@@ -39,6 +43,7 @@ _BUCKET_ROWS = 100_000
 """About how many rows of partials a merging task gets."""
 
 _WORDS_MAX = 500
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Sizes:
     """Bytes of the log that a task reads at least."""
     merged_rows_min: int = 200_000
     """Rows of an epoch's partials from which on tasks merge them by key, and not the driver."""
+    brought_records_min: int = 20_000
+    """Records of an epoch from which on Spark's connector reads them, if it can."""
 
 
 class SparkRunner:
@@ -57,6 +64,10 @@ class SparkRunner:
     `log` tells sizes and `tables` stages known ids, both from this process; `place` is how tasks
     open the same. `master` and `settings` are Spark's. Each task's DuckDB has as many threads as
     `spark.task.cpus` and `memory_limit`. A `session` that is passed in stays the caller's.
+
+    Tasks read the log themselves, whatever it is. Where Spark's Kafka connector is among its jars
+    (`spark.jars`), it brings the messages of larger epochs to the tasks, which is faster; should it
+    fail, the tasks read, and say what is wrong.
     """
 
     def __init__(
@@ -82,6 +93,8 @@ class SparkRunner:
         self._session: SparkSession | None = None
         self._sizes = sizes
         self._encoded: tuple[Plan, bytes] | None = None
+        self._connector: Connector | None = None
+        self._has_looked = False
         self._rows_a_record = 1.0
         """Rows of partials that a record of the last epoch made; a guess before there is one."""
 
@@ -111,14 +124,15 @@ class SparkRunner:
         """End the session, unless it was passed in; the next epoch would begin another."""
         if self._session is not None:
             spark_session.end(self._session)
-            self._session = None
+            self._session, self._connector, self._has_looked = None, None, False
 
     def _begun(self) -> SparkSession:
-        if self._given is not None:
-            return self._given
-        if self._session is None:
-            self._session = spark_session.begin(self._master, self._settings)
-        return self._session
+        session = self._given or self._session
+        if session is None:
+            session = self._session = spark_session.begin(self._master, self._settings)
+        if not isinstance(self._place.log, Path) and not self._has_looked:
+            self._connector, self._has_looked = connector.find(session, self._place.log), True
+        return session
 
     def _run(self, session: SparkSession, epoch: Epoch, known: KnownIds) -> Outcome:
         threads = int(session.conf.get("spark.task.cpus", "1") or "1")
@@ -130,7 +144,9 @@ class SparkRunner:
         if expected >= self._sizes.merged_rows_min:
             run.buckets = max(2, slots, round(expected / _BUCKET_ROWS))
         try:
-            run.run(cut(epoch, self._log, slots, self._sizes.task_bytes_min))  # 1
+            tasks = cut(epoch, self._log, slots, self._sizes.task_bytes_min)  # 1
+            if records < self._sizes.brought_records_min or not run.bring(self._connector, tasks):
+                run.run(tasks)
             while wrong := gather.refuted(run.results, epoch, known):  # 2
                 run.results, tasks = gather.again(run.results, wrong, epoch, TASK_BYTES_MAX)
                 run.run(tasks)
@@ -175,20 +191,61 @@ class _Run:
         if not tasks:
             return
         job = Job(self._settings, tuple(tasks), self._epoch.started_at_us, self.buckets)
-        count, first = len(tasks), self._started
-        self._started += count
-        frame = self._session.range(0, count, 1, count)
-        frame = frame.mapInArrow(partial(run_tasks, job), RESULT_SCHEMA)
+        numbers = self._session.range(0, len(tasks), 1, len(tasks))
+        results = self._results(numbers.mapInArrow(partial(run_tasks, job), RESULT_SCHEMA))
+        for number, result in results.items():
+            result.task = tasks[number]
+        self._add(results)
+
+    def bring(self, connector: Connector | None, tasks: Sequence[Task]) -> bool:
+        """Have a connector bring what tasks would read, and add the results; False if it cannot.
+
+        It cuts the ranges anew, into about as many pieces.
+        """
+        if connector is None or not tasks:
+            return False
+        pieces = wholes(self._epoch, tasks)
+        whole_tasks = tuple((piece,) for piece in pieces)
+        job = Job(self._settings, whole_tasks, self._epoch.started_at_us, self.buckets)
+        # Kafka's client is there if Kafka is the log, and only then.
+        module = importlib.import_module("headrace.runner.brought")
+        try:
+            messages = connector.read([p.part for p in pieces], sum(len(task) for task in tasks))
+            frame = messages.mapInArrow(partial(module.run_brought, job), RESULT_SCHEMA)
+            results = self._results(frame)
+        except (PySparkException, Py4JError) as error:
+            _logger.warning("Spark's Kafka connector failed, tasks read: %s", _first_line(error))
+            return False
+        except Unavailable as error:
+            if error.code != module.TOO_LARGE:
+                raise
+            return False
+        gather.tile(results.values(), pieces)
+        self._add(results)
+        return True
+
+    def _results(self, frame: DataFrame) -> dict[int, TaskResult]:
+        """Run a job, and return the results of its tasks by the numbers that they have in it."""
         if self.buckets > 1:
-            frame = frame.withColumn("task", functions.col("task") + first).persist()
+            frame = frame.withColumn("task", functions.col("task") + self._started).persist()
+            try:
+                rows, first = frame.where("kind <> 'partial'").toArrow(), self._started
+            except BaseException:
+                frame.unpersist()
+                raise
             self._kept.append(frame)
-            rows, first = frame.where("kind <> 'partial'").toArrow(), 0
         else:
-            rows = frame.toArrow()
-        found = {self._started - count + i: t for i, t in enumerate(tasks)}
-        results = {number: TaskResult(number, task) for number, task in found.items()}
+            rows, first = frame.toArrow(), 0
+        results: dict[int, TaskResult] = {}
         for row in _rows(rows):
-            results[int(row["task"]) + first].take(row)
+            number = int(row["task"]) - first
+            if number not in results:
+                results[number] = TaskResult(self._started + number)
+            results[number].take(row)
+        return results
+
+    def _add(self, results: Mapping[int, TaskResult]) -> None:
+        self._started += max(results, default=0) + 1
         self.results += results.values()
 
     def partials(self) -> dict[str, dict[str, pa.Table]]:

@@ -27,8 +27,13 @@ _SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     # An epoch's job is planned by us; planning it anew between its steps only takes time.
     "spark.sql.adaptive.enabled": "false",
-    # Rows of a result hold tables of some megabytes each.
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "16",
+    # Messages are small, rows of a result hold tables of some megabytes each.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(32 << 20),
+    # All but Kafka: the second version of that source makes columns of what it reads in one go.
+    "spark.sql.sources.useV1SourceList": "avro,csv,json,orc,parquet,text",
+    # A task that waits for the executor that it would like best waits longer than it runs.
+    "spark.locality.wait": "0s",
     "spark.sql.artifact.isolation.enabled": "false",
 }
 _SETTINGS_LOCAL = {

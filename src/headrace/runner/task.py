@@ -8,7 +8,7 @@ not hear of are files that no commit will name.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,9 +23,9 @@ from headrace.model.clock import SystemClock
 from headrace.model.errors import Corrupt, HeadraceError, Invalid, Unavailable
 from headrace.model.log import LogReader
 from headrace.model.plan import DEAD_LETTERS, Plan, StatePart
-from headrace.model.runner import TableCount, TopicCount
+from headrace.model.runner import Range, TableCount, TopicCount
 from headrace.model.tables import DataFile
-from headrace.runner.cut import PartitionId, Piece, Task
+from headrace.runner.cut import PartitionId, Piece, Read, Task
 from headrace.runner.places import Place
 from headrace.runner.staged import READ_BYTES_MAX, file_name, joined, unique_columns
 from headrace.stage.engine import Engine
@@ -68,8 +68,8 @@ _RETURNED = (Invalid, Unavailable, Corrupt)
 class PieceMade(msgspec.Struct):
     """What the driver must know of a piece to see whether it may stand."""
 
-    end: int
-    """Offset after the last record read, less than asked if the piece was too large."""
+    part: Range
+    """What was read: it ends before what was asked if that was too large."""
     earliest_us: int | None = None
     latest_us: int | None = None
     """Bounds of received_at."""
@@ -105,6 +105,7 @@ class Job:
 
     settings: Settings
     tasks: Sequence[Task]
+    """Of a job to which Spark's connector brings the messages: the ranges as asked, one a task."""
     started_at_us: int
     buckets: int
     """How many buckets partials are cut into by key, to be merged; 1: they are not."""
@@ -158,9 +159,20 @@ def run_tasks(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Record
 
 def _run_task(job: Job, number: int) -> Iterator[pa.RecordBatch]:
     task = job.tasks[number]
+    yield from run(job, number, lambda log: [_records(log, piece) for piece in task])
+
+
+def run(
+    job: Job, number: int, read: Callable[[LogReader], Sequence[Read]]
+) -> Iterator[pa.RecordBatch]:
+    """Run a task on what `read` finds, and yield its results; none if it finds nothing."""
     try:
         shop = _workshop(job.settings)
-        made, slices = _read(shop.log, task)
+        found = read(shop.log)
+        if not found:
+            return
+        task = tuple(one.piece for one in found)
+        made, slices = _pieces(found)
         known = AskedIds(task)
         result = shop.stage.run(slices, known, job.started_at_us)
         _stage_files(shop, result, made)
@@ -184,21 +196,20 @@ def _run_task(job: Job, number: int) -> Iterator[pa.RecordBatch]:
                     yield _row(number, "partial", view, name, bucket, body)
 
 
-def _read(log: LogReader, task: Task) -> tuple[Made, list[Slice]]:
+def _pieces(found: Sequence[Read]) -> tuple[Made, list[Slice]]:
     made, slices = Made(), []
-    for piece in task:
-        records, end = _records(log, piece)
-        made.pieces.append(PieceMade(end))
+    for piece, records, end in found:
+        part = msgspec.structs.replace(piece.part, end=end)
+        made.pieces.append(PieceMade(part))
         if records is not None:
-            topic, partition = piece.partition
-            slices.append(Slice(topic, partition, piece.incarnation, piece.clock_us, records))
+            slices.append(Slice(*piece.partition, piece.incarnation, piece.clock_us, records))
             times = pc.min_max(records.column("received_at").cast(pa.int64())).as_py()
-            made.pieces[-1] = PieceMade(end, times["min"], times["max"])
+            made.pieces[-1] = PieceMade(part, times["min"], times["max"])
     return made, slices
 
 
-def _records(log: LogReader, piece: Piece) -> tuple[pa.RecordBatch | None, int]:
-    """Return the records of a piece and the offset after them; None if the log has a gap there."""
+def _records(log: LogReader, piece: Piece) -> Read:
+    """Return the records of a piece."""
     (topic, partition), at, end = piece.partition, piece.part.start, piece.part.end
     batches: list[pa.RecordBatch] = []
     left = READ_BYTES_MAX
@@ -212,7 +223,7 @@ def _records(log: LogReader, piece: Piece) -> tuple[pa.RecordBatch | None, int]:
         batches += some
         left -= sum(batch.nbytes for batch in some)
         at = int(some[-1].column("offset")[-1].as_py()) + 1
-    return (joined(batches) if batches else None), at
+    return Read(piece, joined(batches) if batches else None, at)
 
 
 def _stage_files(shop: _Workshop, result: StageResult, made: Made) -> None:
