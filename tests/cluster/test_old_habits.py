@@ -180,6 +180,7 @@ def test_tables_are_read_by_their_path_without_headrace(habits):
     assert files.to_table().num_rows == OF_TYPE["purchase_sword"]
 
 
+@pytest.mark.slow
 def test_a_spark_user_reads_topic_and_tables(habits, spark_folder, tmp_path):
     script = tmp_path / "habit.py"
     script.write_text(SPARK)

@@ -111,6 +111,7 @@ def kill_all_but_what_they_started(folder):
     assert trial.stop_orphans(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [stop, kill_all_but_what_they_started])
 def test_executors_end_with_it(end, own):
     with application(own):

@@ -24,6 +24,7 @@ VIEW = {
 }
 
 
+@pytest.mark.slow
 def test_the_game_counts_the_same_on_a_cluster(tmp_path):
     reason = spark.missing() or jars.missing("kafka")
     if reason:
