@@ -63,6 +63,7 @@ class Spark(msgspec.Struct, frozen=True):
             "spark.driver.bindAddress": HOST,
             "spark.cores.max": str(WORKERS),
             "spark.executor.memory": "512m",
+            "spark.executor.extraJavaOptions": "-XX:+UseSerialGC",
             "spark.pyspark.python": sys.executable,
             "spark.jars": ",".join(str(jar) for jar in libraries),
         }
