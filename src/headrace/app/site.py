@@ -35,7 +35,7 @@ from headrace.tables.repair import repair
 from headrace.tables.storage import open_storage
 
 if TYPE_CHECKING:
-    from headrace.log.kafka import Kafka
+    from headrace.log.kafka import AtRisk, Kafka, RetentionGuard
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -116,6 +116,10 @@ class EmbeddedSite:
             return LocalRunner(log, tables, self._clock, threads=threads)
         return self._spark_runner(log, tables)
 
+    def at_risk(self, needed: Mapping[str, int]) -> list[str]:  # noqa: ARG002 - see `Site`
+        """See `Site`."""
+        return []
+
     def close(self) -> None:
         """See `Site`."""
 
@@ -153,6 +157,7 @@ class KafkaSite(EmbeddedSite):
         self._kafka = kafka_of(settings)
         self._lock = threading.Lock()
         self._kept: LogReader | None = None
+        self._guard: RetentionGuard | None = None
 
     def collector_log(self, options: Options) -> Log:  # noqa: ARG002 - Kafka keeps segments itself
         """See `Site`."""
@@ -177,8 +182,18 @@ class KafkaSite(EmbeddedSite):
                 self._kept = self.reader()
             yield self._kept
 
+    def at_risk(self, needed: Mapping[str, int]) -> list[str]:
+        """See `Site`."""
+        if self._guard is None:
+            module = importlib.import_module("headrace.log.kafka")
+            self._guard = module.RetentionGuard(self._kafka, self._clock)
+        return [_words(risk) for risk in self._guard.at_risk(needed)]
+
     def close(self) -> None:
         """See `Site`."""
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
         with self._lock:
             if self._kept is not None:
                 self._kept.close()
@@ -186,6 +201,14 @@ class KafkaSite(EmbeddedSite):
 
     def _place_of_tasks(self) -> Place:
         return Place(self._kafka, self._place, self._options)
+
+
+def _words(risk: AtRisk) -> str:
+    place = f"{risk.topic}/{risk.partition}"
+    if risk.gone:
+        return f"Kafka has deleted {risk.gone} records of {place} that no table contains"
+    when = f"in {max(0.0, risk.left_s):.0f} s" if risk.left_s is not None else "by size"
+    return f"Kafka is about to delete records of {place} that no table contains, {when}"
 
 
 def kafka_of(settings: KafkaSettings) -> Kafka:

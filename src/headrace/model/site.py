@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -65,5 +66,12 @@ class Site(Protocol):
     def runner(self, log: LogReader, tables: Tables, threads: int) -> Runner:
         """Return what runs epochs; `threads` is for work in this process."""
 
+    def at_risk(self, needed: Mapping[str, int]) -> list[str]:
+        """Return what the log is about to delete, or has deleted, before it was needed: sentences.
+
+        `needed` is `topic/partition` → the offset up to which tables contain everything. The
+        embedded log deletes only what it is told to. One caller at a time.
+        """
+
     def close(self) -> None:
-        """Let go of what is kept for `reading`."""
+        """Let go of what is kept for `reading` and `at_risk`."""

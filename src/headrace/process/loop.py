@@ -45,6 +45,8 @@ class Progress:
     restarts: int = 0
     waiting_for: str = ""
     """Why the owner last had to begin again."""
+    at_risk: str = ""
+    """What the log is about to delete, or has, before tables contain it."""
     epoch_seconds_sum: float = 0.0
     beat_us: int = 0
     files: dict[str, int] = field(default_factory=dict)

@@ -30,6 +30,7 @@ from headrace.process.standing import LOOK_S, Standing
 from headrace.stage.engine import Engine
 
 STATUS_EVERY_S = 1.0
+GUARD_EVERY_S = 10.0
 THREADS = 2
 """Threads of each DuckDB engine."""
 
@@ -141,18 +142,39 @@ class _Process:
                 self._say(self._state)
 
         self._say(self._state)
-        reporter = threading.Thread(target=keep_saying, name="status", daemon=True)
-        reporter.start()
+        threads = [threading.Thread(target=keep_saying, name="status", daemon=True)]
+        if self._role.site.is_shared:
+            guard = threading.Thread(target=self._guard, args=(done,), name="guard", daemon=True)
+            threads.append(guard)
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             done.set()
-            reporter.join()
+            for thread in threads:
+                thread.join()
             self._say("stopped")
+
+    def _guard(self, done: threading.Event) -> None:
+        """Look again and again what Kafka's own retention is about to take."""
+        told = ""
+        while True:
+            owner = self._owner
+            last = owner.ledger.last if owner is not None else None
+            if last is not None:
+                with suppress(HeadraceError):  # a broker that does not answer is told elsewhere
+                    self._progress.at_risk = "; ".join(self._role.site.at_risk(last.offsets))
+            if self._progress.at_risk and self._progress.at_risk != told:
+                sys.stderr.write(f"process: {self._progress.at_risk}\n")
+            told = self._progress.at_risk
+            if self._role.clock.wait(done, GUARD_EVERY_S):
+                return
 
     def close(self) -> None:
         """Release the log."""
         self._log.close()
+        self._role.site.close()
 
     def _say(self, state: str) -> None:
         self._state = state

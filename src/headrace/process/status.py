@@ -30,6 +30,7 @@ METRICS = {
     "headrace_rows_total": "Rows since the pipeline began, by table and outcome",
     "headrace_table_files": "Data files of a table",
     "headrace_owner": "1 while this process owns the pipeline; 0 while it begins or stands by",
+    "headrace_retention_alarm": "1 while Kafka is to delete, or has, what no table contains yet",
     "headrace_dead_letter_alarm": "1 while more than half of a minute's records die",
 }
 """Name → meaning of every metric of this role."""
@@ -48,6 +49,8 @@ class Status(msgspec.Struct):
     alarm: str
     restarts: int
     waiting_for: str
+    at_risk: str
+    """What the log is about to delete, or has, before tables contain it; empty: nothing."""
     offsets: dict[str, int]
     topics: dict[str, dict[str, int]]
     tables: dict[str, dict[str, int]]
@@ -66,6 +69,7 @@ def status_of(progress: Progress, last: LedgerRow | None, clock: Clock, state: s
         alarm=progress.alarm,
         restarts=progress.restarts,
         waiting_for=progress.waiting_for,
+        at_risk=progress.at_risk,
         offsets=last.offsets if last else {},
         topics={k: to_dict(v) for k, v in last.topic_totals.items()} if last else {},
         tables={k: to_dict(v) for k, v in last.table_totals.items()} if last else {},
@@ -109,6 +113,7 @@ class _Metrics:
             _gauge("headrace_epoch_last_seconds", progress.epoch_s),
             _gauge("headrace_behind_records", progress.behind),
             _gauge("headrace_owner", float(status.state == "running")),
+            _gauge("headrace_retention_alarm", float(bool(progress.at_risk))),
             _gauge("headrace_dead_letter_alarm", float(bool(progress.alarm))),
             records,
             rows,

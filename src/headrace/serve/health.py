@@ -72,6 +72,8 @@ def _heartbeat(layout: Layout, clock: Clock) -> str:
     age_s = (clock.now_us() - status.at_us) / 1e6
     if age_s > HEARTBEAT_AGE_S_MAX:
         return f"the process role has not reported for {age_s:.0f} s"
+    if status.at_risk:
+        return status.at_risk
     # A standby is well: another process owns the pipeline.
     is_well = status.state in {"running", "standby"}
     return "ok" if is_well else f"the process role says {status.state}"
@@ -82,3 +84,4 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
     at_us: int
     state: str
+    at_risk: str = ""

@@ -61,6 +61,7 @@ def status_of(layout: Layout, log: LogReader, tables: Tables) -> dict[str, Any]:
         "committed_at": rfc3339(row.committed_at_us) if row else None,
         "waiting_for": process.get("waiting_for", "") if running else "",
         "alarm": process.get("alarm", "") if running else "",
+        "at_risk": process.get("at_risk", "") if running else "",
         "topics": topics,
         "change_topics": {
             name: {"records": sum(log.ends(name))} for name in names if name in published
@@ -122,7 +123,7 @@ def _print(found: dict[str, Any]) -> None:
     out = console()
     state = f"running, process {found['pid']}" if found["running"] else "not running"
     out.print(f"pipeline {found['pipeline'] or '?'}: {state}, epoch {found['epoch']}")
-    for word in ("waiting_for", "alarm"):
+    for word in ("waiting_for", "alarm", "at_risk"):
         if found[word]:
             out.print(f"[yellow]{word.replace('_', ' ')}:[/] {escape(found[word])}")
     out.print()
