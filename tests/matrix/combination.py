@@ -59,7 +59,7 @@ OF_ITS_PLACE = {"letter_id", "partition", "offset", "failed_at"}
 """What of a dead letter says where the record stood, or when an epoch met it."""
 
 CLOCK = SystemClock()
-SENT = 800
+SENT = 2_000
 SMALL = Sizes(task_bytes_min=20_000, merged_rows_min=1_000)
 """So that an epoch is several tasks, and some merge their partials in tasks too."""
 

@@ -36,7 +36,7 @@ from combination import (
     sent_to,
     spark_on,
 )
-from inputs import RECORDS, size_bytes
+from inputs import BAD, LATE_S_MAX, RECORDS, size_bytes
 
 from headrace.define.view_aggregates import AggregateCompiler
 from headrace.model.runner import Epoch, KnownIds, Outcome, Runner
@@ -122,10 +122,6 @@ def test_all_combinations_give_the_same(case, opens, runners, deaths, tmp_path):
     assert differences(found, first_of(case.pipeline)) == {}
 
 
-NEVER = {"source_counts": {"duplicates"}}
-"""What becomes of no record of a topic: no client names what a service counts."""
-
-
 BOTH = ("local", "spark")
 
 
@@ -187,6 +183,10 @@ def test_the_same_repeats_are_found_where_the_partitions_are_the_same(
     assert first.counts["topic events"] != first_of("everything").counts["topic events"]
 
 
+NEVER = {"source_counts": {"duplicates"}}
+"""What becomes of no record of a topic: no client names what a service counts."""
+
+
 def test_every_pipeline_has_input_and_every_fate_is_in_it():
     assert set(PIPELINES) == set(RECORDS)
     for name in PIPELINES:
@@ -198,6 +198,25 @@ def test_every_pipeline_has_input_and_every_fate_is_in_it():
         assert all(rows for rows in (found.tables | found.views).values()), name
     counts = first_of("everything").counts["table casts"]
     assert all(counts[fate] for fate in ("rows", "failed", "filtered")), counts
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_some_names_come_back_within_the_horizon_and_some_past_it(name):
+    horizon_s = plan_of(name, 1).options.horizon_s
+    kept: dict[tuple[bytes, bool], int] = {}
+    gaps_s = []
+    for call in sent_to(name):
+        records = call.records
+        for id_, value, at_us in zip(records.ids, records.values, records.received_at, strict=True):
+            named = (id_, value in BAD)
+            gap_s = (at_us - kept.setdefault(named, at_us)) / 1_000_000
+            gaps_s.append(gap_s)
+            if gap_s > horizon_s:
+                kept[named] = at_us
+    assert any(gap_s > horizon_s for gap_s in gaps_s)
+    assert any(0 < gap_s < horizon_s for gap_s in gaps_s)
+    # Nothing is so near that a clock which is a minute ahead in one partition would decide it.
+    assert all(abs(gap_s - horizon_s) > LATE_S_MAX for gap_s in gaps_s)
 
 
 def test_every_aggregate_is_in_the_matrix():
