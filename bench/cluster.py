@@ -31,7 +31,7 @@ import structured_streaming as peer
 from measure import Row, tell
 from occurrences import FIELDS, make_plan, occurrences, recorded
 from pyspark.sql import SparkSession
-from workload import BY_PLAYER, PARTITIONS, as_the_door_makes_them, events
+from workload import BY_PLAYER, as_the_door_makes_them, events
 from workload import make_plan as make_game_plan
 
 from headrace.app.cluster import trial
@@ -79,7 +79,7 @@ class Workload:
 
 def small() -> Workload:
     """Return events of a game, about 160 bytes each."""
-    plan = make_game_plan({"by_player": BY_PLAYER})
+    plan = spread(make_game_plan({"by_player": BY_PLAYER}))
     fields = "event_type STRING, player BIGINT, Host STRING, `User-Agent` STRING, price BIGINT"
     columns = ("event_type", "player", "Host AS host", "`User-Agent` AS user_agent", "price")
     return Workload(
@@ -95,10 +95,16 @@ def large(path: Path | None) -> Workload:
     columns = [f"{type_.rsplit(' ', 1)[0]} AS `{name}`" for name, type_ in FIELDS.items()]
     return Workload(
         "occurrence records",
-        make_plan(),
+        spread(make_plan()),
         occurrences if path is None else lambda count: recorded(path, count),
         peer.Job(f"{PREFIX}occurrences", ", ".join(FIELDS.values()), tuple(columns), "species"),
     )
+
+
+def spread(plan: Plan) -> Plan:
+    """Return the plan with a partition for each slot: the peer's tasks then end together."""
+    topics = tuple(msgspec.structs.replace(t, partitions=peer.SLOTS) for t in plan.topics)
+    return msgspec.structs.replace(plan, topics=topics)
 
 
 def fill(log: Log, topic: Topic, values: Iterator[bytes]) -> int:
@@ -148,7 +154,7 @@ def headrace(deployment: Deployment, plan: Plan, folder: Path, size: Size) -> fl
 def check_counted(records: int, size: Size) -> None:
     """Raise unless so many records are those of all epochs; each partition's share is rounded."""
     epochs = size.warm + size.count
-    assert abs(records - size.records * epochs) <= PARTITIONS * epochs, (records, size)
+    assert abs(records - size.records * epochs) <= peer.SLOTS * epochs, (records, size)
 
 
 def compare(

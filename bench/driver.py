@@ -52,14 +52,16 @@ def peak_mb(pid: int | str) -> float:
 def process(deployment: Deployment, records: int, folder: Path) -> dict[str, float]:
     """Be the process role for some epochs; return what it and Spark's driver held at most."""
     size = cluster.Size(records, warm=EPOCHS - 1, count=1)
-    epoch_s = cluster.headrace(deployment, make_plan({"by_player": BY_PLAYER}), folder, size)
+    epoch_s = cluster.headrace(
+        deployment, cluster.spread(make_plan({"by_player": BY_PLAYER})), folder, size
+    )
     java = SparkContext._gateway.proc.pid  # noqa: SLF001 - named nowhere else
     return {"epoch_s": epoch_s, "python_mb": peak_mb("self"), "java_mb": peak_mb(java)}
 
 
 def measure(deployment: Deployment, groups: int, records: int, folder: Path) -> dict[str, float]:
     """Fill the topic and measure in a process of its own."""
-    plan, clock = make_plan({"by_player": BY_PLAYER}), SystemClock()
+    plan, clock = cluster.spread(make_plan({"by_player": BY_PLAYER})), SystemClock()
     with closing(site_of(Layout.at(folder), clock, deployment).log()) as log:
         cluster.fill(log, plan.topics[0], players(groups, records * EPOCHS))
     asked = {"deployment": deployment, "records": records, "folder": str(folder / str(groups))}

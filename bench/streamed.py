@@ -14,7 +14,7 @@ import structured_streaming as peer
 from measure import Figures
 from workload import VIEWS, make_plan
 
-from cluster import PREFIX, fill, small
+from cluster import PREFIX, fill, small, spread
 from headrace.app.cluster import trial
 from headrace.app.cluster.jars import jars
 from headrace.log.kafka import Kafka, KafkaLog
@@ -37,7 +37,7 @@ def ways(values: Iterator[bytes], records: int, folder: Path) -> Iterator[dict[s
     assert brokers is not None
     try:
         with closing(KafkaLog(Kafka(brokers.bootstrap, prefix=PREFIX), clock)) as log:
-            fill(log, make_plan(VIEWS).topic("events"), values)
+            fill(log, spread(make_plan(VIEWS)).topic("events"), values)
         libraries = ",".join(map(str, jars("spark").glob("*.jar")))
         settings = {"spark.jars": libraries, "spark.driver.memory": MEMORY}
         session = peer.tuned(spark_session.begin(f"local[{peer.SLOTS}]", settings))
