@@ -37,7 +37,7 @@ class KafkaLog(KafkaLogReader):
     ) -> None:
         super().__init__(kafka, clock)
         self._queue_bytes_max = queue_bytes_max
-        self._sending = Sender(kafka, queue_bytes_max)
+        self._sending = Sender(kafka, clock, queue_bytes_max)
         self._own_sender = self._sending
         self._acts = ThreadPoolExecutor(1, thread_name_prefix="headrace-acts")
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="headrace-topics")

@@ -141,7 +141,7 @@ class KafkaLogReader:
     def _sender(self) -> Sender:
         """Return what writes: a reader's only changes are the aborts of acts left open."""
         if self._own_sender is None:
-            self._own_sender = Sender(self._kafka, ABORT_BYTES_MAX)
+            self._own_sender = Sender(self._kafka, self._clock, ABORT_BYTES_MAX)
         return self._own_sender
 
     def _info(self, topic: str, partition: int) -> TopicInfo:

@@ -1,7 +1,11 @@
 """Sends messages to Kafka: idempotent, in order, and answered once all copies that count have them.
 
 Whatever waits is sent together while earlier requests are under way, so a lone record goes at once
-and many go in large requests. What may wait is bounded in bytes here, in time by Kafka's client.
+and many go in large requests. What may wait is bounded in bytes and in time.
+
+The time is kept here, and not by Kafka's client: to give a message up, it begins a new sequence, in
+which it sends again what brokers may have kept of the old one. So whoever waited is told that the
+outcome is unknown, and the client goes on trying; what then comes to be kept is kept once.
 """
 
 from __future__ import annotations
@@ -9,14 +13,16 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from headrace.log.kafka.client import Kafka, meaning
+from headrace.log.kafka.client import Kafka, meaning, outcome_unknown
 from headrace.log.kafka.messages import headers_of
 from headrace.model.batch import Batch
+from headrace.model.clock import Clock
 from headrace.model.errors import Closed, HeadraceError, Unavailable
 
 Told = Callable[[dict[int, list[int]] | HeadraceError], None]
@@ -32,11 +38,14 @@ _logger = logging.getLogger(__name__)
 class _Flight:
     """Records that were sent together and not answered yet; used on the polling thread alone."""
 
-    __slots__ = ("error", "land", "offsets", "remaining", "size_bytes", "told", "topic")
+    __slots__ = (
+        "deadline_s", "error", "is_told", "land", "offsets", "remaining", "size_bytes", "told",
+        "topic",
+    )  # fmt: skip
 
     def __init__(
         self, topic: str, places: Mapping[int, Sequence[int]], size_bytes: int, told: Told,
-        land: Callable[[_Flight], None],
+        land: Callable[[_Flight], None], deadline_s: float,
     ) -> None:  # fmt: skip
         self.topic = topic
         self.offsets: dict[int, list[int]] = {partition: [] for partition in places}
@@ -44,6 +53,8 @@ class _Flight:
         self.size_bytes = size_bytes
         self.told = told
         self.land = land
+        self.deadline_s = deadline_s
+        self.is_told = False
         self.error: KafkaError | None = None
 
     def delivered(self, error: KafkaError | None, message: Message) -> None:
@@ -71,14 +82,17 @@ class _Flight:
 class Sender:
     """A producer with its thread; safe to use from many threads."""
 
-    def __init__(self, kafka: Kafka, queue_bytes_max: int) -> None:
+    def __init__(self, kafka: Kafka, clock: Clock, queue_bytes_max: int) -> None:
         self._kafka = kafka
+        self._clock = clock
         self._queue_bytes_max = queue_bytes_max
         self._lock = threading.Lock()
         self._queued_bytes = 0
         self._is_closed = False
         self._stop = threading.Event()
         self._unsent: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._flights: deque[_Flight] = deque()
+        """Those under way, and some that have landed since, by their deadlines."""
         self._broken: Producer | None = None
         self._producer = self._new_producer()
         self._thread = threading.Thread(target=self._run, name="headrace-kafka", daemon=True)
@@ -94,11 +108,13 @@ class Sender:
         sent, while too many bytes wait.
         """
         size_bytes = records.size_bytes + OVERHEAD_BYTES * len(records)
-        flight = _Flight(topic, places, size_bytes, told, self._land)
+        deadline_s = self._clock.monotonic_s() + self._kafka.delivery_s_max
+        flight = _Flight(topic, places, size_bytes, told, self._land, deadline_s)
         values, keys = records.values, records.keys
         headers = headers_of(records, act)
         with self._lock:
             self._reserve(size_bytes)
+            self._flights.append(flight)
             producer, left = self._producer, flight.remaining
             try:
                 for partition, positions in places.items():
@@ -128,7 +144,10 @@ class Sender:
                 self._producer.produce(name, value, None, 0, delivered)
             except (KafkaException, BufferError) as error:
                 raise self._failure(_reason(error), name) from error
-        return result.result()
+        try:
+            return result.result(self._kafka.delivery_s_max)
+        except TimeoutError as error:
+            raise self._no_answer() from error
 
     def learn(self, name: str) -> None:
         """Have the client learn anew what partitions a topic has, and where."""
@@ -149,7 +168,10 @@ class Sender:
             if self._is_closed:
                 return
             self._is_closed = True
-        self._producer.flush(self._kafka.delivery_s_max)
+        if self._producer.flush(self._kafka.delivery_s_max):
+            # Nothing is sent any more, and whoever waits is told.
+            self._producer.purge()
+            self._producer.flush(POLL_S)
         self._stop.set()
         self._thread.join()
 
@@ -174,7 +196,7 @@ class Sender:
                 **{
                     "acks": "all",
                     "enable.idempotence": True,
-                    "delivery.timeout.ms": round(kafka.delivery_s_max * 1000),
+                    "delivery.timeout.ms": 0,  # never; see above
                     "message.max.bytes": kafka.message_bytes_max,
                     # What waits is bounded by us; the client's own bounds must not come first.
                     "queue.buffering.max.messages": 0,
@@ -192,15 +214,35 @@ class Sender:
             self._producer.poll(POLL_S)
             while not self._unsent.empty():
                 self._unsent.get()()
+            self._give_up()
             if self._broken is not None:
                 self._replace(self._broken)
+
+    def _give_up(self) -> None:
+        """Tell those who have waited long enough; their bytes count until they land."""
+        now_s = self._clock.monotonic_s()
+        while self._flights and (
+            self._flights[0].deadline_s < now_s or not self._flights[0].remaining
+        ):
+            flight = self._flights.popleft()
+            if flight.remaining:
+                self._tell(flight, self._no_answer())
+
+    def _no_answer(self) -> Unavailable:
+        return outcome_unknown(f"no answer came within {self._kafka.delivery_s_max:g} s")
 
     def _land(self, flight: _Flight) -> None:
         with self._lock:
             self._queued_bytes -= flight.size_bytes
         answer = flight.error and self._failure(flight.error, flight.topic)
+        self._tell(flight, answer or flight.offsets)
+
+    def _tell(self, flight: _Flight, answer: dict[int, list[int]] | HeadraceError) -> None:
+        if flight.is_told:
+            return
+        flight.is_told = True
         try:
-            flight.told(answer or flight.offsets)
+            flight.told(answer)
         except Exception:
             _logger.exception("What waited for the log raised an error when it was told")
 
