@@ -82,26 +82,22 @@ def create_app(
 
     `tables` are read; `log` knows what was done about dead letters, and takes what is to be.
     `folder` is where the tables are if they are files here. `alone` says that clients come without
-    a collector between, `waits_for` on which roles readiness depends. `tokens` are
-    there if the plan asks for tokens, `sources` where a pull role may run beside it. The
-    application's lifespan ends its threads; `app.state.engine` is there to do so at once.
+    a collector between, `waits_for` on which roles readiness depends. `tokens` are there if the
+    plan asks for tokens, `sources` where a pull role may run beside it. The application's lifespan
+    ends its threads; `app.state.engine` is there to do so at once.
     """
     if plan.options.tokens != (tokens is not None):
         raise Internal("The plan asks for tokens, and there is nothing to judge them by")
-    memory_bytes = min(MEMORY_BYTES_MAX, psutil.virtual_memory().total // MEMORY_SHARE)
-    engine = Engine(os.cpu_count() or 1, memory_bytes, _fetch_of(tables))
+    engine = _engine_of(tables)
     acts = LetterActs(log, tables, clock)
     catalog = Catalog(plan, Snapshots(folder, tables), acts.all)
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
-    letters = LetterEndpoints(readings, acts)
     followed = sources and SourceEndpoints(plan, sources, layout.run, clock)
     dashboard = Dashboard(readings, clock, followed.read if followed else list)
     handlers: dict[str, dict[str, Handler]] = {
         **_own_handlers(plan, readings, metrics, layout, clock, dashboard, waits_for),
-        "/v1/dead-letters/replay": {"POST": letters.replay},
-        "/v1/dead-letters/discard": {"POST": letters.discard},
-        "/v1/dead-letters/{letter}": {"GET": letters.one},
+        **_letter_handlers(LetterEndpoints(readings, acts)),
         **{q.path: {"GET": NamedQuery(q, readings).__call__} for q in plan.queries},
     }
     if tokens is not None:
@@ -138,6 +134,19 @@ def create_app(
     app.state.engine = engine
     app.state.readings = readings
     return app
+
+
+def _engine_of(tables: TablesToRead) -> Engine:
+    memory_bytes = min(MEMORY_BYTES_MAX, psutil.virtual_memory().total // MEMORY_SHARE)
+    return Engine(os.cpu_count() or 1, memory_bytes, _fetch_of(tables))
+
+
+def _letter_handlers(letters: LetterEndpoints) -> dict[str, dict[str, Handler]]:
+    return {
+        "/v1/dead-letters/replay": {"POST": letters.replay},
+        "/v1/dead-letters/discard": {"POST": letters.discard},
+        "/v1/dead-letters/{letter}": {"GET": letters.one},
+    }
 
 
 def _fetch_of(tables: TablesToRead) -> Fetch:
