@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark import TaskContext
 
 from headrace.log.kafka.client import Kafka
 from headrace.log.kafka.columns import decode_columns
@@ -15,9 +15,9 @@ from headrace.log.kafka.reader import KafkaLogReader
 from headrace.model.errors import Internal, Unavailable
 from headrace.model.log import LogReader
 from headrace.model.runner import Range
-from headrace.runner.cut import PartitionId, Piece, Read
+from headrace.runner.cut import Piece, Read
 from headrace.runner.staged import READ_BYTES_MAX, joined
-from headrace.runner.task import Job, run
+from headrace.runner.task import Job, in_arrow, run
 
 TOO_LARGE = "task_too_large"
 """Code of the error of a task that was brought more than it may read."""
@@ -26,34 +26,35 @@ TOO_LARGE = "task_too_large"
 def run_brought(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Run a task on the messages that come in (`connector.COLUMNS`), for Spark's `mapInArrow`.
 
-    They are those of a part of one range. The number of the task is Spark's.
+    They are those of a part of one range. The task's number follows from where the part begins, so
+    that it is the same wherever and in whichever job Spark makes the same result again.
     """
-    context, kafka = TaskContext.get(), job.settings.place.log
-    assert context is not None
+    kafka = job.settings.place.log
     assert isinstance(kafka, Kafka)
-    asked = {
-        (kafka.name_of(piece.part.topic), piece.part.partition): piece for (piece,) in job.tasks
-    }
-    yield from run(job, context.partitionId(), lambda log: brought(log, asked, batches))
+    first = next((batch for batch in batches if batch.num_rows), None)
+    if first is None:
+        return
+    ranges = [(kafka.name_of(p.part.topic), p.part.partition) for (p,) in job.tasks]
+    place = ranges.index((first.column("topic")[0].as_py(), first.column("partition")[0].as_py()))
+    (piece,) = job.tasks[place]
+    begin = first.column("offset")[0].as_py() - piece.part.start
+    number = job.first + place + len(ranges) * begin
+    messages = itertools.chain([first], batches)
+    yield from in_arrow(run(job, number, lambda log: [brought(log, piece, messages)]))
 
 
-def brought(
-    log: LogReader, asked: Mapping[PartitionId, Piece], batches: Iterable[pa.RecordBatch]
-) -> list[Read]:
-    """Return the part of a range that messages of one partition are; none if there is no message.
+def brought(log: LogReader, piece: Piece, batches: Iterable[pa.RecordBatch]) -> Read:
+    """Return the part of a piece that some of its messages are, at least one.
 
-    `asked` has the whole ranges, by the names that their topics have in Kafka. The piece's range is
-    from the first message to the last: what else belongs to it only the driver can tell.
+    Its range is from the first message to the last: what else belongs to it only the driver knows.
     """
     assert isinstance(log, KafkaLogReader)
     found: list[pa.RecordBatch] = []
     offsets: list[int] = []
-    piece, left = None, READ_BYTES_MAX
+    left = READ_BYTES_MAX
     for batch in batches:
         if not batch.num_rows:
             continue
-        if piece is None:
-            piece = asked[batch.column("topic")[0].as_py(), batch.column("partition")[0].as_py()]
         _check(batch)
         left -= batch.nbytes
         if left < 0:
@@ -62,10 +63,8 @@ def brought(
         records = _visible(log, batch, piece)
         if records.num_rows:
             found.append(records)
-    if piece is None:
-        return []
     part = Range(piece.part.topic, piece.part.partition, offsets[0], offsets[-1] + 1)
-    return [Read(piece._replace(part=part), joined(found) if found else None, part.end)]
+    return Read(piece._replace(part=part), joined(found) if found else None, part.end)
 
 
 def _check(batch: pa.RecordBatch) -> None:

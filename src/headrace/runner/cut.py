@@ -63,7 +63,8 @@ def cut(epoch: Epoch, log: LogReader, slots: int, bytes_min: int = TASK_BYTES_MI
     """Return the tasks of an epoch; `slots` is how many of them can run at a time."""
     ranges = [r for r in epoch.ranges if r.end > r.start]
     sizes = [max(1, log.size_between(r.topic, r.partition, r.start, r.end)) for r in ranges]
-    target = min(max(sum(sizes) // slots, bytes_min), TASK_BYTES_MAX)
+    # Two rounds of tasks, so that ranges of one size fill an uneven number of slots better.
+    target = min(max(sum(sizes) // (2 * slots), bytes_min), TASK_BYTES_MAX)
     pieces: list[Piece] = []
     for asked, size in zip(ranges, sizes, strict=True):
         # A remainder of less than a quarter is not worth a task.

@@ -24,7 +24,7 @@ from headrace.model.plan import KNOWN_ID_SCHEMA
 from headrace.model.runner import Epoch, KnownIds, Outcome, Range, TableCount, TopicCount
 from headrace.model.tables import DataFile
 from headrace.runner.cut import PartitionId, Piece, Task, packed, whole
-from headrace.runner.task import Made, raised, table_of
+from headrace.runner.task import Made, ResultRow, raised, table_of
 from headrace.stage.duplicates import repeated, words
 
 _CLOCK = KNOWN_ID_SCHEMA.get_field_index("clock_us")
@@ -45,11 +45,10 @@ class TaskResult:
     keyed: dict[str, list[pa.Table]] = field(default_factory=lambda: defaultdict(list))
     partials: Partials = field(default_factory=dict)
 
-    def take(self, row: dict[str, object]) -> None:
-        """Take in a row of schema `task.RESULT_SCHEMA`; raise the error that it may hold."""
-        name, body = str(row["name"]), row["body"]
-        assert isinstance(body, bytes)
-        match row["kind"]:
+    def take(self, row: ResultRow) -> None:
+        """Take in a row of the task's; raise the error that it may hold."""
+        _, kind, name, _, _, body = row
+        match kind:
             case "made":
                 self.made = msgspec.json.decode(body, type=Made)
                 if self.made.error is not None:
@@ -64,12 +63,10 @@ class TaskResult:
                 add_partial(self.partials, row)
 
 
-def add_partial(partials: Partials, row: dict[str, object]) -> None:
+def add_partial(partials: Partials, row: ResultRow) -> None:
     """Take in a row of kind `partial`."""
-    body = row["body"]
-    assert isinstance(body, bytes)
-    of_view = partials.setdefault(str(row["name"]), {})
-    of_view.setdefault(str(row["part"]), []).append(table_of(body))
+    _, _, view, part, _, body = row
+    partials.setdefault(view, {}).setdefault(part, []).append(table_of(body))
 
 
 def tile(results: Iterable[TaskResult], asked: Iterable[Piece]) -> None:

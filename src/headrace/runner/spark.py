@@ -9,17 +9,18 @@ partials. What a task that fails or runs twice leaves behind are files that no c
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
 from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException, PythonException
+from pyspark.errors import PySparkException
 from pyspark.sql import functions
 
 from headrace.model.clock import Clock
@@ -34,7 +35,16 @@ from headrace.runner.cut import TASK_BYTES_MAX, TASK_BYTES_MIN, Task, cut, whole
 from headrace.runner.gather import TaskResult
 from headrace.runner.places import Place
 from headrace.runner.staged import unique_columns
-from headrace.runner.task import RESULT_SCHEMA, Job, Settings, merge_partials, run_tasks
+from headrace.runner.task import (
+    RESULT_SCHEMA,
+    Job,
+    ResultRow,
+    Settings,
+    merge_in_arrow,
+    rows_of,
+    run_in_arrow,
+    run_tasks,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -43,6 +53,7 @@ _BUCKET_ROWS = 100_000
 """About how many rows of partials a merging task gets."""
 
 _WORDS_MAX = 500
+_TRACEBACK = "Traceback (most recent call last):"
 _logger = logging.getLogger(__name__)
 
 
@@ -109,9 +120,10 @@ class SparkRunner:
         session = self._begun()
         try:
             return self._run(session, epoch, known)
-        except PythonException as error:
-            raise Internal(f"A task failed: {_last_line(error)}") from error
         except (PySparkException, Py4JError, OSError) as error:
+            raised = _raised_in_task(error)
+            if raised:
+                raise Internal(f"A task failed: {raised}") from error
             if self._session is not None and not spark_session.is_alive(self._session):
                 self.close()
             raise Unavailable(
@@ -190,11 +202,19 @@ class _Run:
         """Run tasks as one job and add their results."""
         if not tasks:
             return
-        job = Job(self._settings, tuple(tasks), self._epoch.started_at_us, self.buckets)
-        numbers = self._session.range(0, len(tasks), 1, len(tasks))
-        results = self._results(numbers.mapInArrow(partial(run_tasks, job), RESULT_SCHEMA))
+        job, first = self._job(tasks), self._started
+        numbers = range(first, first + len(tasks))
+        if self.buckets > 1:
+            frame = self._session.range(numbers.start, numbers.stop, 1, len(numbers))
+            rows = self._kept_apart(frame.mapInArrow(partial(run_in_arrow, job), RESULT_SCHEMA))
+        else:
+            # Spark's SQL plans longer than a small epoch takes.
+            context = self._session.sparkContext
+            slices = context.parallelize(numbers, len(numbers))
+            rows = slices.mapPartitions(partial(run_tasks, job)).collect()
+        results = self._results(rows)
         for number, result in results.items():
-            result.task = tasks[number]
+            result.task = tasks[number - first]
         self._add(results)
 
     def bring(self, connector: Connector | None, tasks: Sequence[Task]) -> bool:
@@ -205,14 +225,15 @@ class _Run:
         if connector is None or not tasks:
             return False
         pieces = wholes(self._epoch, tasks)
-        whole_tasks = tuple((piece,) for piece in pieces)
-        job = Job(self._settings, whole_tasks, self._epoch.started_at_us, self.buckets)
+        job = self._job([(piece,) for piece in pieces])
         # Kafka's client is there if Kafka is the log, and only then.
         module = importlib.import_module("headrace.runner.brought")
         try:
             messages = connector.read([p.part for p in pieces], sum(len(task) for task in tasks))
             frame = messages.mapInArrow(partial(module.run_brought, job), RESULT_SCHEMA)
-            results = self._results(frame)
+            is_merged = self.buckets > 1
+            rows = self._kept_apart(frame) if is_merged else _rows(frame.toArrow())
+            results = self._results(rows)
         except (PySparkException, Py4JError) as error:
             _logger.warning("Spark's Kafka connector failed, tasks read: %s", _first_line(error))
             return False
@@ -224,29 +245,34 @@ class _Run:
         self._add(results)
         return True
 
-    def _results(self, frame: DataFrame) -> dict[int, TaskResult]:
-        """Run a job, and return the results of its tasks by the numbers that they have in it."""
-        if self.buckets > 1:
-            frame = frame.withColumn("task", functions.col("task") + self._started).persist()
-            try:
-                rows, first = frame.where("kind <> 'partial'").toArrow(), self._started
-            except BaseException:
-                frame.unpersist()
-                raise
-            self._kept.append(frame)
-        else:
-            rows, first = frame.toArrow(), 0
+    def _kept_apart(self, frame: DataFrame) -> list[ResultRow]:
+        """Run a job whose partials stay with the executors; return the other rows."""
+        kept = frame.persist()
+        try:
+            rows = _rows(kept.where("kind <> 'partial'").toArrow())
+        except BaseException:
+            kept.unpersist()
+            raise
+        self._kept.append(kept)
+        return rows
+
+    def _results(self, rows: Iterable[ResultRow]) -> dict[int, TaskResult]:
+        """Return the results of a job's tasks by their numbers."""
         results: dict[int, TaskResult] = {}
-        for row in _rows(rows):
-            number = int(row["task"]) - first
+        for row in rows:
+            number = row[0]
             if number not in results:
-                results[number] = TaskResult(self._started + number)
+                results[number] = TaskResult(number)
             results[number].take(row)
         return results
 
     def _add(self, results: Mapping[int, TaskResult]) -> None:
-        self._started += max(results, default=0) + 1
+        self._started = max(results, default=self._started) + 1
         self.results += results.values()
+
+    def _job(self, tasks: Sequence[Task]) -> Job:
+        at_us = self._epoch.started_at_us
+        return Job(self._settings, tuple(tasks), self._started, at_us, self.buckets)
 
     def partials(self) -> dict[str, dict[str, pa.Table]]:
         """Return the partials of the results that stand: view → part → rows."""
@@ -271,7 +297,7 @@ class _Run:
             frame = frame.unionAll(more)
         frame = frame.where((functions.col("kind") == "partial") & stands)
         frame = frame.repartition(min(self.buckets, 4 * self._slots), "bucket")
-        return frame.mapInArrow(partial(merge_partials, self._settings), RESULT_SCHEMA).toArrow()
+        return frame.mapInArrow(partial(merge_in_arrow, self._settings), RESULT_SCHEMA).toArrow()
 
     def close(self) -> None:
         """Let go of what the executors keep."""
@@ -279,15 +305,18 @@ class _Run:
             frame.unpersist()
 
 
-def _rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a result, batch by batch."""
-    return [row for batch in table.to_batches() for row in batch.to_pylist()]
+def _rows(table: pa.Table) -> list[ResultRow]:
+    """Return the rows of a result."""
+    return [row for batch in table.to_batches() for row in rows_of(batch)]
 
 
-def _last_line(error: Exception) -> str:
-    """Return what a Python traceback ends with."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:_WORDS_MAX] if lines else type(error).__name__
+def _raised_in_task(error: Exception) -> str:
+    """Return the last line of the Python traceback that an error of a job holds, empty if none."""
+    _, _, traceback = str(error).partition(_TRACEBACK)
+    lines = [line.strip() for line in traceback.splitlines()]
+    # What follows is where Java was.
+    ours = list(itertools.takewhile(lambda line: not line.startswith("at "), lines))
+    return next((line for line in reversed(ours) if line), "")[:_WORDS_MAX]
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ STOP_S = 15.0
 """How long the Java process may take to end before it is killed."""
 
 _LOCAL = re.compile(r"local\[(\d+|\*)\]")
+_ON_THIS_MACHINE = re.compile(r"local.*|spark://(127\.\d+\.\d+\.\d+|localhost|\[::1\]):\d+")
 
 _SETTINGS = {
     "spark.ui.enabled": "false",
@@ -44,9 +45,15 @@ _SETTINGS_LOCAL = {
 
 
 def begin(master: str, settings: Mapping[str, str]) -> SparkSession:
-    """Return a new session; `settings` are Spark's own and go before ours."""
+    """Return a new session; `settings` are Spark's own and go before ours.
+
+    Tasks need Python with Headrace and what it needs. On this machine that is the Python that runs
+    now. On a cluster, `spark.pyspark.python` names it on every machine; it can be one that
+    `spark.archives` brings along (`env.tar.gz#env`, then `./env/bin/python`).
+    """
     local = _LOCAL.fullmatch(master)
-    ours = _SETTINGS | (_SETTINGS_LOCAL if master.startswith("local") else {})
+    is_here = _ON_THIS_MACHINE.fullmatch(master) is not None
+    ours = _SETTINGS | (_SETTINGS_LOCAL if is_here else {})
     builder = SparkSession.builder.appName("headrace")
     builder = builder.master(f"local[{local[1]},{TASK_TRIES}]" if local else master)
     for name, value in {**ours, **settings}.items():
@@ -62,7 +69,7 @@ def begin(master: str, settings: Mapping[str, str]) -> SparkSession:
     if named:
         # Spark's own setting, which else `spark-submit` alone would heed.
         session.sparkContext.pythonExec = named
-    elif master.startswith("local") and "PYSPARK_PYTHON" not in os.environ:
+    elif is_here and "PYSPARK_PYTHON" not in os.environ:
         # Spark would take whatever python3 is in the path. A cluster's machines have their own.
         session.sparkContext.pythonExec = sys.executable
     return session

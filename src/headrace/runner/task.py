@@ -8,7 +8,7 @@ not hear of are files that no commit will name.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,7 +32,7 @@ from headrace.stage.engine import Engine
 from headrace.stage.records import Slice
 from headrace.stage.stage import Stage, StageResult
 
-RESULT_SCHEMA = "task INT, kind STRING, name STRING, part STRING, bucket INT, body BINARY"
+RESULT_SCHEMA = "task LONG, kind STRING, name STRING, part STRING, bucket INT, body BINARY"
 """What tasks return, in Spark's words: many rows a task.
 
 ======== =============== ===== ======= ====================================================
@@ -47,9 +47,12 @@ partial  view            part  of key  partial aggregates
 
 Bodies but the first are Arrow streams.
 """
+ResultRow = tuple[int, str, str, str, int, bytes]
+"""The same as a tuple."""
+
 _ARROW_RESULT = pa.schema(
     [
-        ("task", pa.int32()),
+        ("task", pa.int64()),
         ("kind", pa.string()),
         ("name", pa.string()),
         ("part", pa.string()),
@@ -106,6 +109,8 @@ class Job:
     settings: Settings
     tasks: Sequence[Task]
     """Of a job to which Spark's connector brings the messages: the ranges as asked, one a task."""
+    first: int
+    """Number of the first task in its epoch."""
     started_at_us: int
     buckets: int
     """How many buckets partials are cut into by key, to be merged; 1: they are not."""
@@ -150,27 +155,41 @@ class _Workshop:
 _workshop = lru_cache(maxsize=1)(_Workshop)
 
 
-def run_tasks(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def run_tasks(job: Job, numbers: Iterable[int]) -> Iterator[ResultRow]:
+    """Run the tasks of these numbers."""
+    for number in numbers:
+        yield from _run_task(job, number)
+
+
+def run_in_arrow(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Run the tasks whose numbers come in (one column), for Spark's `mapInArrow`."""
     for batch in batches:
-        for number in batch.column(0).to_pylist():
-            yield from _run_task(job, number)
+        yield from in_arrow(run_tasks(job, batch.column(0).to_pylist()))
 
 
-def _run_task(job: Job, number: int) -> Iterator[pa.RecordBatch]:
-    task = job.tasks[number]
+def in_arrow(rows: Iterable[ResultRow]) -> Iterator[pa.RecordBatch]:
+    """Yield rows of a result, each a batch of its own: they are large."""
+    for row in rows:
+        arrays = [pa.array([v], f.type) for v, f in zip(row, _ARROW_RESULT, strict=True)]
+        yield pa.RecordBatch.from_arrays(arrays, schema=_ARROW_RESULT)
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[ResultRow]:
+    """Yield the rows of a result's batch."""
+    for row in batch.to_pylist():
+        yield _row(**row)
+
+
+def _run_task(job: Job, number: int) -> Iterator[ResultRow]:
+    task = job.tasks[number - job.first]
     yield from run(job, number, lambda log: [_records(log, piece) for piece in task])
 
 
-def run(
-    job: Job, number: int, read: Callable[[LogReader], Sequence[Read]]
-) -> Iterator[pa.RecordBatch]:
-    """Run a task on what `read` finds, and yield its results; none if it finds nothing."""
+def run(job: Job, number: int, read: Callable[[LogReader], Sequence[Read]]) -> Iterator[ResultRow]:
+    """Run a task on what `read` finds, and yield its results."""
     try:
         shop = _workshop(job.settings)
         found = read(shop.log)
-        if not found:
-            return
         task = tuple(one.piece for one in found)
         made, slices = _pieces(found)
         known = AskedIds(task)
@@ -236,9 +255,7 @@ def _stage_files(shop: _Workshop, result: StageResult, made: Made) -> None:
         made.files[name] = shop.tables.stage(name, rows, unique=unique_columns(name))
 
 
-def _ids(
-    number: int, task: Task, known: AskedIds, kept: pa.Table | None
-) -> Iterator[pa.RecordBatch]:
+def _ids(number: int, task: Task, known: AskedIds, kept: pa.Table | None) -> Iterator[ResultRow]:
     for place, piece in enumerate(task):
         topic, partition = piece.partition
         ids = None
@@ -256,7 +273,7 @@ def _ids(
             yield from _bodies_of(number, "asked", place, pa.table({"id": asked}))
 
 
-def _bodies_of(number: int, kind: str, place: int, ids: pa.Table) -> Iterator[pa.RecordBatch]:
+def _bodies_of(number: int, kind: str, place: int, ids: pa.Table) -> Iterator[ResultRow]:
     if ids.num_rows:
         for body in bodies(ids):
             yield _row(number, kind, str(place), body=body)
@@ -281,7 +298,7 @@ def _buckets(
             yield bucket, some
 
 
-def merge_partials(
+def merge_in_arrow(
     settings: Settings, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Merge partials of many tasks, bucket by bucket, for `mapInArrow`.
@@ -289,10 +306,14 @@ def merge_partials(
     What comes in are all rows of kind `partial` of some buckets; what goes out too, but with each
     key of a part once.
     """
+    rows = (row for batch in batches for row in rows_of(batch))
+    yield from in_arrow(_merged(settings, rows))
+
+
+def _merged(settings: Settings, rows: Iterable[ResultRow]) -> Iterator[ResultRow]:
     waiting: dict[tuple[str, str, int], list[pa.Table]] = defaultdict(list)
-    for batch in batches:
-        for row in batch.to_pylist():
-            waiting[row["name"], row["part"], row["bucket"]].append(table_of(row["body"]))
+    for _, _, view, part, bucket, body in rows:
+        waiting[view, part, bucket].append(table_of(body))
     if not waiting:
         return
     shop = _workshop(settings)
@@ -329,7 +350,5 @@ def raised(error: tuple[str, str, str, str]) -> HeadraceError:
 
 def _row(
     task: int, kind: str, name: str = "", part: str = "", bucket: int = 0, body: bytes = b""
-) -> pa.RecordBatch:
-    columns = [[task], [kind], [name], [part], [bucket], [body]]
-    arrays = [pa.array(c, f.type) for c, f in zip(columns, _ARROW_RESULT, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=_ARROW_RESULT)
+) -> ResultRow:
+    return task, kind, name, part, bucket, body
