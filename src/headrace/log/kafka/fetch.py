@@ -15,6 +15,8 @@ FIRST_MESSAGES = 256
 """So many are asked for while it is not known how large they are."""
 WAIT_S = 0.5
 LINGER_MS = 10
+BACKOFF_MS = 5
+"""So long the client fetches nothing once it has fetched enough ahead; left alone, a second."""
 PREFETCH_KB = 4 << 10
 """What the client fetches ahead, which is lost when a read ends: it knows no ranges."""
 
@@ -103,6 +105,7 @@ class Fetcher:
                         "auto.offset.reset": "error",
                         "queued.max.messages.kbytes": PREFETCH_KB,
                         "fetch.wait.max.ms": self._linger_ms,
+                        "fetch.queue.backoff.ms": BACKOFF_MS,
                     }
                 )
             )
