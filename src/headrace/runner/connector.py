@@ -1,8 +1,7 @@
 """Reads an epoch's ranges of Kafka by Spark's own connector, where the session has one.
 
 The connector's jars are Spark's matter: `spark.jars` names them. It reads in Java and hands whole
-columns over, which takes less time a record than any client of Kafka's in Python; to plan such a
-read takes longer, so small epochs are better read by the tasks themselves.
+columns over to Python, so a task needs no client of Kafka's of its own.
 """
 
 from __future__ import annotations
