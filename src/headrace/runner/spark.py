@@ -77,8 +77,8 @@ class SparkRunner:
     open the same. `master` and `settings` are Spark's. Each task's DuckDB has as many threads as
     `spark.task.cpus` and `memory_limit`. A `session` that is passed in stays the caller's.
 
-    Tasks read the log themselves, whatever it is. From `Sizes.brought_records_min` on, where Spark's
-    Kafka connector is among its jars (`spark.jars`), that brings the messages to the tasks instead;
+    Tasks read the log themselves, whatever it is. From `Sizes.brought_records_min` on, where
+    Spark's Kafka connector is among its jars (`spark.jars`), that brings the messages instead;
     should it fail, the tasks read, and say what is wrong.
     """
 
