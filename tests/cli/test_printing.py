@@ -32,6 +32,7 @@ def test_brackets_in_an_alarm_are_text(capsys):
             "pipeline": "p",
             "epoch": 0,
             "waiting_for": "Expected [/b], got [bold]x",
+            "at_risk": "",
             "alarm": "",
             "topics": {},
             "change_topics": {},

@@ -1,4 +1,7 @@
-"""Opens log, tables and runner as a data directory's deployment says."""
+"""Opens log, tables and runner as a data directory's deployment says.
+
+Their modules are loaded when they are asked for: a role holds in memory only what it needs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,15 +30,11 @@ from headrace.model.runner import Runner
 from headrace.model.site import Site
 from headrace.model.tables import Tables
 from headrace.model.tables_to_read import TablesToRead
-from headrace.runner.local import LocalRunner
-from headrace.runner.places import Place
-from headrace.tables.delta import DeltaTables
-from headrace.tables.near import NearTables
-from headrace.tables.repair import repair
-from headrace.tables.storage import open_storage
 
 if TYPE_CHECKING:
     from headrace.log.kafka import AtRisk, Kafka, RetentionGuard
+    from headrace.runner.places import Place
+    from headrace.tables.delta import DeltaTables
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -93,8 +92,11 @@ class EmbeddedSite:
 
     def tables(self) -> DeltaTables:
         """See `Site`."""
-        storage = open_storage(self._place, self._clock, self._options)
-        return DeltaTables(self._place, self._clock, storage=storage)
+        storage = _loaded("tables.storage").open_storage(self._place, self._clock, self._options)
+        tables: DeltaTables = _loaded("tables.delta").DeltaTables(
+            self._place, self._clock, storage=storage
+        )
+        return tables
 
     @contextmanager
     def tables_to_read(self) -> Iterator[TablesToRead]:
@@ -103,17 +105,21 @@ class EmbeddedSite:
         if self.tables_folder is not None:
             yield tables
             return
-        with closing(NearTables(tables, self.layout.near, self._clock)) as near:
+        near_tables = _loaded("tables.near").NearTables
+        with closing(near_tables(tables, self.layout.near, self._clock)) as near:
             yield near
 
     def repair(self) -> list[str]:
         """See `Site`."""
-        return repair(self.tables())
+        names: list[str] = _loaded("tables.repair").repair(self.tables())
+        return names
 
     def runner(self, log: LogReader, tables: Tables, threads: int) -> Runner:
         """See `Site`."""
         if self.deployment.spark is None:
-            return LocalRunner(log, tables, self._clock, threads=threads)
+            local = _loaded("runner.local").LocalRunner
+            runner: Runner = local(log, tables, self._clock, threads=threads)
+            return runner
         return self._spark_runner(log, tables)
 
     def at_risk(self, needed: Mapping[str, int]) -> list[str]:  # noqa: ARG002 - see `Site`
@@ -142,7 +148,8 @@ class EmbeddedSite:
         return runner
 
     def _place_of_tasks(self) -> Place:
-        return Place(self.layout.log, self._place, self._options)
+        place: Place = _loaded("runner.places").Place(self.layout.log, self._place, self._options)
+        return place
 
 
 class KafkaSite(EmbeddedSite):
@@ -200,7 +207,8 @@ class KafkaSite(EmbeddedSite):
                 self._kept = None
 
     def _place_of_tasks(self) -> Place:
-        return Place(self._kafka, self._place, self._options)
+        place: Place = _loaded("runner.places").Place(self._kafka, self._place, self._options)
+        return place
 
 
 def _words(risk: AtRisk) -> str:
@@ -241,6 +249,10 @@ def expanded(values: Mapping[str, str], environ: Mapping[str, str] | None = None
         return known[match[1]]
 
     return {name: _VARIABLE.sub(found, value) for name, value in values.items()}
+
+
+def _loaded(name: str) -> Any:  # noqa: ANN401 - a module of ours
+    return importlib.import_module(f"headrace.{name}")
 
 
 def _not_installed(what: str, error: ModuleNotFoundError, extra: str) -> Invalid:
