@@ -24,7 +24,7 @@ from spark_data import ENGINE, PARTITIONS, PLAN, Data, Sent, event, multiset
 
 from headrace.app.cluster.jars import jars
 from headrace.model.batch import Batch
-from headrace.model.clock import ManualClock, SystemClock
+from headrace.model.clock import ManualClock
 from headrace.model.errors import Unavailable
 from headrace.model.ids import client_id
 from headrace.runner import connector, spark_session
