@@ -25,6 +25,7 @@ VIEW = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_game_counts_the_same_on_a_cluster(tmp_path):
     reason = spark.missing() or jars.missing("kafka")
     if reason:
@@ -34,7 +35,7 @@ def test_the_game_counts_the_same_on_a_cluster(tmp_path):
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     assert ended.returncode == 0, (ended.stdout, ended.stderr)

@@ -24,7 +24,7 @@ from headrace.testing.log_place import read_values, values
 ROUNDS_BEFORE, ROUNDS_AFTER = 20, 20
 PAUSE_S = 0.02
 """Between rounds: the brokers share this machine with the load, and are to come back soon."""
-WAIT_S = 90.0
+WAIT_S = 150.0
 IS_LONG = os.environ.get("HEADRACE_TEST_LONG") == "1"
 KILLS, STOP_S = (12, 30.0) if IS_LONG else (3, 10.0)
 KILL_EVERY_S = 10.0
