@@ -81,7 +81,7 @@ def kept(layout: Layout) -> Deployment | None:
     """Return what a data directory was run in last; None before the first run."""
     try:
         return msgspec.json.decode(layout.deployment.read_bytes(), type=Deployment)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except msgspec.DecodeError as e:
         raise Invalid(
