@@ -12,7 +12,6 @@ script's, and the last line is one JSON object: what /count and /listSources ans
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 
+from headrace.app.running import free_port
 from headrace.model.clock import SystemClock
 from headrace.testing.services import Services, services
 
@@ -255,14 +255,6 @@ def wait_for_interrupt() -> None:
     console.print("it goes on until Ctrl-C")
     with suppress(KeyboardInterrupt):
         signal.pause()
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ events by type. The status is 0 only if they agree.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.app.cluster import trial
+from headrace.app.running import free_port
 from headrace.model.clock import SystemClock
 from headrace.model.errors import HeadraceError
 
@@ -219,14 +219,6 @@ def wait_for_interrupt(url: str, data: Path) -> None:
     console.print("it goes on until Ctrl-C")
     with suppress(KeyboardInterrupt):
         signal.pause()
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import pyarrow as pa
 from confluent_kafka import Message
 
 from headrace.log.kafka.client import Admin, Kafka
-from headrace.log.kafka.collector import no_collector
 from headrace.log.kafka.fetch import BYTES_MAX, Fetcher
 from headrace.log.kafka.messages import Decoded, decode
+from headrace.log.kafka.pause_gc import gc_paused
 from headrace.log.kafka.sender import Sender
 from headrace.log.kafka.tail import StateLog
 from headrace.model.clock import Clock
@@ -106,7 +106,7 @@ class KafkaLogReader:
                 yield batch
         self._fetcher.rest()
 
-    @no_collector()
+    @gc_paused()
     def _read_some(
         self, info: TopicInfo, partition: int, at: int, end: int, left_bytes: int
     ) -> tuple[Decoded | None, int, int]:

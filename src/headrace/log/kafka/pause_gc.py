@@ -1,4 +1,4 @@
-"""Holds Python's collector of cycles off while many small objects are made that have none."""
+"""Holds Python's garbage collector off while many objects are made that have no cycles."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_collector() -> Iterator[None]:
-    """Have nothing looked through for cycles meanwhile; for moments, it is off everywhere.
+def gc_paused() -> Iterator[None]:
+    """Have nothing looked through for cycles meanwhile; for moments only, it is off everywhere.
 
     Messages and the tuples of their headers are freed without it. To look through those of a batch
     again and again while it is made takes longer than to make it.
