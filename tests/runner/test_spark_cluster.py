@@ -1,4 +1,4 @@
-"""The Spark runner on a standalone cluster: it reads a real Kafka, also by Spark's connector."""
+"""The Spark runner on a standalone cluster: its tasks read a real Kafka."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from kafka_place import KafkaPlace
 from pyspark import cloudpickle
 from spark_data import ENGINE, PARTITIONS, PLAN, Data, Sent, event, multiset
 
-from headrace.app.cluster.jars import jars
 from headrace.model.batch import Batch
 from headrace.model.clock import ManualClock
 from headrace.model.errors import Unavailable
 from headrace.model.ids import client_id
-from headrace.runner import connector, spark_session
+from headrace.runner import spark_session
 from headrace.runner.local import LocalRunner
 from headrace.runner.places import Place
-from headrace.runner.spark import Sizes, SparkRunner, _Run
+from headrace.runner.spark import Sizes, SparkRunner
 from headrace.stage.duplicates import IdIndex
 from headrace.tables.delta import DeltaTables
 from headrace.tables.storage import open_storage
@@ -38,11 +37,9 @@ from headrace.testing.runner_suite import GUARANTEES, Bench
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-NEVER = 1 << 60
-DIRECT = Sizes(task_bytes_min=1, brought_records_min=NEVER)
-BROUGHT = Sizes(brought_records_min=1)
-SPLIT = Sizes(task_bytes_min=1, brought_records_min=1)
-SPLIT_AND_MERGED = Sizes(task_bytes_min=1, brought_records_min=1, merged_rows_min=0)
+WHOLE = Sizes()
+SPLIT = Sizes(task_bytes_min=1)
+SPLIT_AND_MERGED = Sizes(task_bytes_min=1, merged_rows_min=0)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +48,6 @@ def session(spark_cluster):
         spark_cluster.master,
         {
             **spark_cluster.settings(),
-            "spark.jars": ",".join(map(str, sorted(jars("spark").glob("*.jar")))),
             # More slots than there are: small ranges are cut into several pieces.
             "spark.default.parallelism": "5",
         },
@@ -71,20 +67,6 @@ def data(place, tmp_path):
         yield made
 
 
-@pytest.fixture
-def brought(monkeypatch):
-    """Whether the connector did it, each time that it was asked to."""
-    found = []
-    bring = _Run.bring
-
-    def noted(*args):
-        found.append(bring(*args))
-        return found[-1]
-
-    monkeypatch.setattr(_Run, "bring", noted)
-    return found
-
-
 @dataclass(frozen=True)
 class Unreadable(Place):
     def open_log(self, clock):
@@ -96,7 +78,7 @@ def test_the_spark_runner_keeps(guarantee, session, place, tmp_path):
     def make(log, tables, clock):
         kind = Place if log is kept else Unreadable
         there = kind(place.kafka, tmp_path)
-        return SparkRunner(log, tables, clock, there, session=session, sizes=BROUGHT)
+        return SparkRunner(log, tables, clock, there, session=session, sizes=SPLIT)
 
     # The guarantees say what the time is; Kafka keeps its own.
     clock = ManualClock()
@@ -140,7 +122,7 @@ def send_with_act(data: Data, *, kept: bool) -> None:
     data.log._state.abort(act)
 
 
-def test_every_way_to_read_makes_the_same_outcome(data, place, session, brought):
+def test_every_way_to_share_the_work_makes_the_same_outcome(data, place, session):
     ids, before = IdIndex(), None
     with (
         closing(place.reader()) as reader,
@@ -156,40 +138,23 @@ def test_every_way_to_read_makes_the_same_outcome(data, place, session, brought)
             epoch = data.epoch(number, before)
             before = local.run(epoch, ids)
             said = data.said(before)
-            for sizes in (DIRECT, BROUGHT, SPLIT, SPLIT_AND_MERGED):
+            for sizes in (WHOLE, SPLIT, SPLIT_AND_MERGED):
                 outcome = data.spark(session, sizes=sizes).run(epoch, ids)
                 assert data.said(outcome) == said, sizes
             ids.add(before.known_ids)
-    assert brought == [True] * 6
     assert before.topics["events"].duplicates
     offsets = sum(r.end - r.start for r in epoch.ranges if r.topic == "events")
     assert before.topics["events"].read < offsets
 
 
-def test_messages_that_were_all_taken_back_are_read_as_a_gap(data, place, session, brought):
+def test_messages_that_were_all_taken_back_are_read_as_a_gap(data, place, session):
     send_by_others(place, commits=(False,))
     while 0 in data.log.ends("events"):
         # What says that they were taken back is written a moment later.
         time.sleep(0.05)
     epoch = data.epoch(1, None)
     outcome = data.spark(session, sizes=SPLIT).run(epoch, IdIndex())
-    assert brought == [True]
     assert (outcome.ranges, outcome.files) == (epoch.ranges, {})
-
-
-def test_where_the_connector_fails_tasks_read(data, session, brought, monkeypatch, caplog):
-    data.send([Sent("events", 0, 0, None, event())] * 3)
-    find = connector.find
-
-    def broken(session, kafka):
-        found = find(session, kafka)
-        return found._replace(options={**found.options, "kafka.auto.offset.reset": "none"})
-
-    monkeypatch.setattr(connector, "find", broken)
-    outcome = data.spark(session, sizes=BROUGHT).run(data.epoch(1, None), IdIndex())
-    assert brought == [False]
-    assert outcome.tables["events"].rows == 3
-    assert "connector failed" in caplog.text
 
 
 def executor() -> psutil.Process:
@@ -220,7 +185,7 @@ class Lost(Place):
         return Dying(self.tables, clock)
 
 
-@pytest.mark.parametrize("sizes", [DIRECT, SPLIT_AND_MERGED], ids=["direct", "brought"])
+@pytest.mark.parametrize("sizes", [SPLIT, SPLIT_AND_MERGED], ids=["split", "merged"])
 def test_an_executor_that_is_lost_leaves_the_result_right(sizes, data, session):
     # A name twice: its partition runs again in one piece, after what was lost.
     names = [*map(str, range(30)), None, "7"]
@@ -248,32 +213,3 @@ def test_tasks_stage_on_object_storage(place, data, session, s3, url):
     with closing(LocalRunner(data.log, data.tables, data.clock, threads=1)) as local:
         expected = data.rows(schema.storage, local.run(epoch, IdIndex()))
     assert multiset(rows) == multiset(expected)
-
-
-@pytest.mark.parametrize(
-    ("properties", "java"),
-    [
-        ({}, {}),
-        (
-            {
-                "security.protocol": "sasl_ssl",
-                "sasl.mechanisms": "SCRAM-SHA-512",
-                "sasl.username": "me",
-                "sasl.password": 'a"b',
-                "ssl.ca.location": "/ca.pem",
-            },
-            {
-                "security.protocol": "sasl_ssl",
-                "sasl.mechanism": "SCRAM-SHA-512",
-                "sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule"
-                r' required username="me" password="a\"b";',
-                "ssl.truststore.type": "PEM",
-                "ssl.truststore.location": "/ca.pem",
-            },
-        ),
-        ({"sasl.mechanism": "OAUTHBEARER"}, None),
-        ({"ssl.key.location": "/key.pem"}, None),
-    ],
-)
-def test_properties_are_known_in_java_or_tasks_read(properties, java):
-    assert connector.java_properties(properties) == java

@@ -45,14 +45,6 @@ class Piece(NamedTuple):
 Task = tuple[Piece, ...]
 
 
-class Read(NamedTuple):
-    """A piece, its records (None: the log has a gap there), and the offset after them."""
-
-    piece: Piece
-    records: pa.RecordBatch | None
-    end: int
-
-
 def whole(epoch: Epoch, asked: Range, size_bytes: int, known: pa.Table | None = None) -> Piece:
     """Return a range as one piece."""
     clock_us = epoch.clocks.get(f"{asked.topic}/{asked.partition}")
@@ -71,23 +63,6 @@ def cut(epoch: Epoch, log: LogReader, slots: int, bytes_min: int = TASK_BYTES_MI
         count = min(max(1, round(size / target + 0.25)), asked.end - asked.start)
         pieces += _split(whole(epoch, asked, size), count)
     return packed(pieces, target)
-
-
-def wholes(epoch: Epoch, tasks: Iterable[Task]) -> list[Piece]:
-    """Return the ranges of an epoch's tasks as one piece each, to be split by whoever reads them.
-
-    If there are more pieces than ranges, all count as split: to take a whole range for a part of it
-    costs a look more.
-    """
-    sizes: dict[PartitionId, int] = {}
-    pieces = [piece for task in tasks for piece in task]
-    for piece in pieces:
-        sizes[piece.partition] = sizes.get(piece.partition, 0) + piece.size_bytes
-    asked = {(r.topic, r.partition): r for r in epoch.ranges}
-    found = [whole(epoch, asked[partition], size) for partition, size in sizes.items()]
-    if len(pieces) == len(found):
-        return found
-    return [piece._replace(clock_us=piece.clock_us or 0, is_split=True) for piece in found]
 
 
 def packed(pieces: Iterable[Piece], target_bytes: int) -> list[Task]:

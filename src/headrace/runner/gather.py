@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.model.errors import Internal
 from headrace.model.plan import KNOWN_ID_SCHEMA
 from headrace.model.runner import Epoch, KnownIds, Outcome, Range, TableCount, TopicCount
 from headrace.model.tables import DataFile
@@ -67,32 +65,6 @@ def add_partial(partials: Partials, row: ResultRow) -> None:
     """Take in a row of kind `partial`."""
     _, _, view, part, _, body = row
     partials.setdefault(view, {}).setdefault(part, []).append(table_of(body))
-
-
-def tile(results: Iterable[TaskResult], asked: Iterable[Piece]) -> None:
-    """Give results of a job that Spark's connector read their tasks: together, all that was asked.
-
-    Each says from which offset to which it got messages. What lies between two of them, and before
-    the first and behind the last, was read and is empty.
-    """
-    found: dict[PartitionId, list[TaskResult]] = defaultdict(list)
-    for result in results:
-        (made,) = result.made.pieces
-        found[made.part.topic, made.part.partition].append(result)
-    for piece in asked:
-        parts = found.get(piece.partition, [])
-        parts.sort(key=lambda result: result.made.pieces[0].part.start)
-        starts = [result.made.pieces[0].part.start for result in parts[1:]]
-        edges = [piece.part.start, *starts, piece.part.end]
-        if len(parts) > 1 and not piece.is_split:
-            raise Internal("Spark has split a range that it was to read in one piece")
-        for result, (start, end) in zip(parts, pairwise(edges), strict=False):
-            (made,) = result.made.pieces
-            if made.part.end > end:
-                raise Internal("Spark has read the same messages twice")
-            made.part = Range(*piece.partition, start, end)
-            size_bytes = piece.size_bytes * (end - start) // (piece.part.end - piece.part.start)
-            result.task = (piece._replace(part=made.part, size_bytes=size_bytes),)
 
 
 @dataclass(slots=True)

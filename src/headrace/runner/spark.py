@@ -8,13 +8,10 @@ partials. What a task that fails or runs twice leaves behind are files that no c
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,9 +26,8 @@ from headrace.model.log import LogReader
 from headrace.model.plan import KNOWN_IDS, Plan
 from headrace.model.runner import Epoch, KnownIds, Outcome
 from headrace.model.tables import Tables
-from headrace.runner import connector, gather, spark_session
-from headrace.runner.connector import Connector
-from headrace.runner.cut import TASK_BYTES_MAX, TASK_BYTES_MIN, Task, cut, wholes
+from headrace.runner import gather, spark_session
+from headrace.runner.cut import TASK_BYTES_MAX, TASK_BYTES_MIN, Task, cut
 from headrace.runner.gather import TaskResult
 from headrace.runner.places import Place
 from headrace.runner.staged import unique_columns
@@ -54,7 +50,6 @@ _BUCKET_ROWS = 100_000
 
 _WORDS_MAX = 500
 _TRACEBACK = "Traceback (most recent call last):"
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,9 +60,6 @@ class Sizes:
     """Bytes of the log that a task reads at least."""
     merged_rows_min: int = 1_000_000
     """Rows of an epoch's partials from which on tasks merge them by key, and not the driver."""
-    brought_records_min: int = 1 << 62
-    """Records of an epoch from which on Spark's connector reads them, if it can: by itself never,
-    for a task that reads the log takes two thirds of the processor's time."""
 
 
 class SparkRunner:
@@ -77,9 +69,7 @@ class SparkRunner:
     open the same. `master` and `settings` are Spark's. Each task's DuckDB has as many threads as
     `spark.task.cpus` and `memory_limit`. A `session` that is passed in stays the caller's.
 
-    Tasks read the log themselves, whatever it is. From `Sizes.brought_records_min` on, where
-    Spark's Kafka connector is among its jars (`spark.jars`), that brings the messages instead;
-    should it fail, the tasks read, and say what is wrong.
+    Tasks read the log themselves, whatever it is.
     """
 
     def __init__(
@@ -105,8 +95,6 @@ class SparkRunner:
         self._session: SparkSession | None = None
         self._sizes = sizes
         self._encoded: tuple[Plan, bytes] | None = None
-        self._connector: Connector | None = None
-        self._has_looked = False
         self._rows_a_record = 1.0
         """Rows of partials that a record of the last epoch made; a guess before there is one."""
 
@@ -137,14 +125,12 @@ class SparkRunner:
         """End the session, unless it was passed in; the next epoch would begin another."""
         if self._session is not None:
             spark_session.end(self._session)
-            self._session, self._connector, self._has_looked = None, None, False
+            self._session = None
 
     def _begun(self) -> SparkSession:
         session = self._given or self._session
         if session is None:
             session = self._session = spark_session.begin(self._master, self._settings)
-        if not isinstance(self._place.log, Path) and not self._has_looked:
-            self._connector, self._has_looked = connector.find(session, self._place.log), True
         return session
 
     def _run(self, session: SparkSession, epoch: Epoch, known: KnownIds) -> Outcome:
@@ -158,8 +144,7 @@ class SparkRunner:
             run.buckets = max(2, slots, round(expected / _BUCKET_ROWS))
         try:
             tasks = cut(epoch, self._log, slots, self._sizes.task_bytes_min)  # 1
-            if records < self._sizes.brought_records_min or not run.bring(self._connector, tasks):
-                run.run(tasks)
+            run.run(tasks)
             while wrong := gather.refuted(run.results, epoch, known):  # 2
                 run.results, tasks = gather.again(run.results, wrong, epoch, TASK_BYTES_MAX)
                 run.run(tasks)
@@ -217,34 +202,6 @@ class _Run:
         for number, result in results.items():
             result.task = tasks[number - first]
         self._add(results)
-
-    def bring(self, connector: Connector | None, tasks: Sequence[Task]) -> bool:
-        """Have a connector bring what tasks would read, and add the results; False if it cannot.
-
-        It cuts the ranges anew, into about as many pieces.
-        """
-        if connector is None or not tasks:
-            return False
-        pieces = wholes(self._epoch, tasks)
-        job = self._job([(piece,) for piece in pieces])
-        # Kafka's client is there if Kafka is the log, and only then.
-        module = importlib.import_module("headrace.runner.brought")
-        try:
-            messages = connector.read([p.part for p in pieces], sum(len(task) for task in tasks))
-            frame = messages.mapInArrow(partial(module.run_brought, job), RESULT_SCHEMA)
-            is_merged = self.buckets > 1
-            rows = self._kept_apart(frame) if is_merged else _rows(frame.toArrow())
-            results = self._results(rows)
-        except (PySparkException, Py4JError) as error:
-            _logger.warning("Spark's Kafka connector failed, tasks read: %s", _first_line(error))
-            return False
-        except Unavailable as error:
-            if error.code != module.TOO_LARGE:
-                raise
-            return False
-        gather.tile(results.values(), pieces)
-        self._add(results)
-        return True
 
     def _kept_apart(self, frame: DataFrame) -> list[ResultRow]:
         """Run a job whose partials stay with the executors; return the other rows."""

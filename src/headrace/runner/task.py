@@ -8,7 +8,7 @@ not hear of are files that no commit will name.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +25,7 @@ from headrace.model.log import LogReader
 from headrace.model.plan import DEAD_LETTERS, Plan, StatePart
 from headrace.model.runner import Range, TableCount, TopicCount
 from headrace.model.tables import DataFile
-from headrace.runner.cut import PartitionId, Piece, Read, Task
+from headrace.runner.cut import PartitionId, Piece, Task
 from headrace.runner.places import Place
 from headrace.runner.staged import READ_BYTES_MAX, file_name, joined, unique_columns
 from headrace.stage.engine import Engine
@@ -108,7 +108,6 @@ class Job:
 
     settings: Settings
     tasks: Sequence[Task]
-    """Of a job to which Spark's connector brings the messages: the ranges as asked, one a task."""
     first: int
     """Number of the first task in its epoch."""
     started_at_us: int
@@ -164,10 +163,10 @@ def run_tasks(job: Job, numbers: Iterable[int]) -> Iterator[ResultRow]:
 def run_in_arrow(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Run the tasks whose numbers come in (one column), for Spark's `mapInArrow`."""
     for batch in batches:
-        yield from in_arrow(run_tasks(job, batch.column(0).to_pylist()))
+        yield from _in_arrow(run_tasks(job, batch.column(0).to_pylist()))
 
 
-def in_arrow(rows: Iterable[ResultRow]) -> Iterator[pa.RecordBatch]:
+def _in_arrow(rows: Iterable[ResultRow]) -> Iterator[pa.RecordBatch]:
     """Yield rows of a result, each a batch of its own: they are large."""
     for row in rows:
         arrays = [pa.array([v], f.type) for v, f in zip(row, _ARROW_RESULT, strict=True)]
@@ -182,16 +181,9 @@ def rows_of(batch: pa.RecordBatch) -> Iterator[ResultRow]:
 
 def _run_task(job: Job, number: int) -> Iterator[ResultRow]:
     task = job.tasks[number - job.first]
-    yield from run(job, number, lambda log: [_records(log, piece) for piece in task])
-
-
-def run(job: Job, number: int, read: Callable[[LogReader], Sequence[Read]]) -> Iterator[ResultRow]:
-    """Run a task on what `read` finds, and yield its results."""
     try:
         shop = _workshop(job.settings)
-        found = read(shop.log)
-        task = tuple(one.piece for one in found)
-        made, slices = _pieces(found)
+        made, slices = _read(shop.log, task)
         known = AskedIds(task)
         result = shop.stage.run(slices, known, job.started_at_us)
         _stage_files(shop, result, made)
@@ -215,9 +207,10 @@ def run(job: Job, number: int, read: Callable[[LogReader], Sequence[Read]]) -> I
                     yield _row(number, "partial", view, name, bucket, body)
 
 
-def _pieces(found: Sequence[Read]) -> tuple[Made, list[Slice]]:
+def _read(log: LogReader, task: Task) -> tuple[Made, list[Slice]]:
     made, slices = Made(), []
-    for piece, records, end in found:
+    for piece in task:
+        records, end = _records(log, piece)
         part = msgspec.structs.replace(piece.part, end=end)
         made.pieces.append(PieceMade(part))
         if records is not None:
@@ -227,8 +220,8 @@ def _pieces(found: Sequence[Read]) -> tuple[Made, list[Slice]]:
     return made, slices
 
 
-def _records(log: LogReader, piece: Piece) -> Read:
-    """Return the records of a piece."""
+def _records(log: LogReader, piece: Piece) -> tuple[pa.RecordBatch | None, int]:
+    """Return a piece's records (None: the log has a gap there), and the offset after them."""
     (topic, partition), at, end = piece.partition, piece.part.start, piece.part.end
     batches: list[pa.RecordBatch] = []
     left = READ_BYTES_MAX
@@ -242,7 +235,7 @@ def _records(log: LogReader, piece: Piece) -> Read:
         batches += some
         left -= sum(batch.nbytes for batch in some)
         at = int(some[-1].column("offset")[-1].as_py()) + 1
-    return Read(piece, joined(batches) if batches else None, at)
+    return joined(batches) if batches else None, at
 
 
 def _stage_files(shop: _Workshop, result: StageResult, made: Made) -> None:
@@ -307,7 +300,7 @@ def merge_in_arrow(
     key of a part once.
     """
     rows = (row for batch in batches for row in rows_of(batch))
-    yield from in_arrow(_merged(settings, rows))
+    yield from _in_arrow(_merged(settings, rows))
 
 
 def _merged(settings: Settings, rows: Iterable[ResultRow]) -> Iterator[ResultRow]:

@@ -123,13 +123,6 @@ class KafkaLogReader:
         decoded = decode(messages, info.incarnation) if messages else None
         return decoded, stop, left_bytes
 
-    def aborted(self, acts: set[str]) -> set[str]:
-        """Return which of these acts were given up: records of theirs are read by nobody.
-
-        Waits for those under way, as `read` does; for who reads the messages in another way.
-        """
-        return self._state.aborted(acts)
-
     def close(self) -> None:
         """See `LogReader`."""
         self._fetcher.close()
