@@ -10,9 +10,10 @@ import msgspec
 import psutil
 import pytest
 
-from headrace.app.cluster import jars, trial
+from headrace.app.cluster import brokers, jars, trial
 from headrace.app.cluster.keeper import PROGRAMS, Program
-from headrace.model.errors import Invalid
+from headrace.model.clock import SystemClock
+from headrace.model.errors import Invalid, Unavailable
 
 WAIT_S = 30.0
 SLEEPS = "import signal, time; {}; time.sleep(300)  # {}"
@@ -66,6 +67,63 @@ def test_down_stops_what_runs(keep, tmp_path):
     assert kept.alive() == []
     assert trial.pids(tmp_path) == {}
     assert not trial.down(tmp_path)
+
+
+ENDS = "print('port', 7, 'is taken'); raise SystemExit(1)"
+
+
+@pytest.fixture
+def nodes(monkeypatch, tmp_path):
+    """Nodes that never answer, instead of Kafka's: one that sleeps and one that a test chooses."""
+    code = {"node-1": SLEEPS.format("0", tmp_path), "node-2": ENDS}
+
+    def prepare(folder, *_):
+        return [
+            Program(name, [sys.executable, "-c", text], str(folder / f"{name}.out"))
+            for name, text in code.items()
+        ]
+
+    monkeypatch.setattr(brokers, "prepare", prepare)
+    monkeypatch.setattr(brokers, "ANSWER_S_MAX", 0.5)
+    yield code
+    trial.down(tmp_path)
+
+
+def test_a_program_that_ends_is_not_waited_for(nodes, tmp_path):
+    with pytest.raises(Unavailable, match="node-2 ended") as raised:
+        trial.up(tmp_path, SystemClock())
+    assert raised.value.hint.startswith(str(tmp_path / "node-2.out"))
+    assert raised.value.hint.endswith("port 7 is taken")
+    assert trial.running(tmp_path) is None
+    assert not trial.stop_orphans(tmp_path)
+
+
+def test_of_a_cluster_that_runs_only_what_ends_anew_is_told(nodes, monkeypatch, tmp_path):
+    def up_without_waiting():
+        with monkeypatch.context() as patched:
+            patched.setattr(brokers, "wait_until_ready", lambda *_: None)
+            trial.up(tmp_path, SystemClock())
+
+    def wait_until_started(_cluster, _clock, check):
+        check()
+        wait_until(lambda: trial.pids(tmp_path))
+        check()
+
+    up_without_waiting()
+    wait_until(lambda: trial.pids(tmp_path))
+    before = trial.pids(tmp_path)
+    wait_until(lambda: not psutil.pid_exists(before["node-2"]))
+    nodes["node-2"] = nodes["node-1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(brokers, "wait_until_ready", wait_until_started)
+        trial.up(tmp_path, SystemClock())
+    again = trial.pids(tmp_path)
+    assert again["node-1"] == before["node-1"]
+    psutil.Process(again["node-2"]).kill()
+    nodes["node-2"] = ENDS
+    with pytest.raises(Unavailable, match="node-2 ended"):
+        trial.up(tmp_path, SystemClock())
+    assert trial.running(tmp_path) is not None
 
 
 def test_what_has_ended_is_started_again_when_asked(keep, tmp_path):

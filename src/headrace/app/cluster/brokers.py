@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import subprocess
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -80,17 +81,24 @@ def prepare(folder: Path, brokers: Brokers, clock: Clock) -> list[Program]:
     return programs
 
 
-def wait_until_ready(brokers: Brokers, clock: Clock, nodes: int = NODES) -> None:
-    """Return when so many nodes have joined under a controller; `Unavailable` if they do not."""
+def wait_until_ready(brokers: Brokers, clock: Clock, check: Callable[[], None]) -> None:
+    """Return when all nodes have joined under a controller; `Unavailable` if they do not.
+
+    `check` is called again and again meanwhile, and raises if waiting is in vain.
+    """
     deadline_s = clock.monotonic_s() + READY_S_MAX
     kafka = Kafka(brokers.bootstrap, timeout_s=ANSWER_S_MAX)
     while True:
+        there = 0
         with suppress(Unavailable):
-            if len(nodes_of(kafka, clock)) >= nodes:
-                return
+            there = len(nodes_of(kafka, clock))
+        # A node may join and then not come by the port that it is to listen on.
+        check()
+        if there >= NODES:
+            return
         if clock.monotonic_s() > deadline_s:
             raise Unavailable(
-                f"The trial cluster's {nodes} nodes did not come up in {READY_S_MAX:.0f} s",
+                f"The trial cluster's {NODES} nodes did not come up in {READY_S_MAX:.0f} s",
                 hint="each node's .out file in the cluster's folder tells why",
                 code="cluster_not_ready",
             )

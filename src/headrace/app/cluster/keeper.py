@@ -60,6 +60,15 @@ def kill_started(folder: Path) -> bool:
     return bool(found)
 
 
+def runs(process: psutil.Process) -> bool:
+    """Return whether a process runs still."""
+    try:
+        # A zombie has ended too: its parent alone has not noticed.
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Keeper:
     """Runs the programs of one cluster's folder."""
 
@@ -85,13 +94,7 @@ class Keeper:
             self._stop_all()
 
     def _is_wanted(self) -> bool:
-        if self._until is None:
-            return True
-        try:
-            # A zombie has ended too: its parent alone has not noticed.
-            return self._until.is_running() and self._until.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return self._until is None or runs(self._until)
 
     def _start_missing(self) -> None:
         programs = msgspec.json.decode((self._folder / PROGRAMS).read_bytes(), type=list[Program])

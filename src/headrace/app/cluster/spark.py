@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -121,10 +121,14 @@ def prepare(folder: Path, spark: Spark) -> list[Program]:
     return programs
 
 
-def wait_until_ready(spark: Spark, clock: Clock) -> None:
-    """Return when the master has its workers; `Unavailable` if it does not get them."""
+def wait_until_ready(spark: Spark, clock: Clock, check: Callable[[], None]) -> None:
+    """Return when the master has its workers; `Unavailable` if it does not get them.
+
+    `check` is called again and again meanwhile, and raises if waiting is in vain.
+    """
     deadline_s = clock.monotonic_s() + READY_S_MAX
     while workers_alive(spark) < WORKERS:
+        check()
         if clock.monotonic_s() > deadline_s:
             raise Unavailable(
                 f"The trial cluster's Spark did not come up in {READY_S_MAX:.0f} s",

@@ -20,16 +20,27 @@ import psutil
 
 from headrace.app.cluster import brokers, spark
 from headrace.app.cluster.brokers import Brokers
-from headrace.app.cluster.keeper import LOCK, PIDS, PROGRAMS, STOP_S_MAX, kill_started
+from headrace.app.cluster.keeper import (
+    LOCK,
+    PIDS,
+    PROGRAMS,
+    STOP_S_MAX,
+    Program,
+    kill_started,
+    runs,
+)
 from headrace.app.cluster.spark import Spark
 from headrace.control.files import replace
 from headrace.model.clock import Clock
-from headrace.model.errors import Invalid
+from headrace.model.errors import Invalid, Unavailable
 
 CONFIG = "headrace.toml"
 """The file in a cluster's folder with which `headrace run` uses the cluster."""
 _CLUSTER = "cluster.json"
+_KEEPER_OUTPUT = "keeper.out"
 _SPARK = "spark"
+_LAST_LINES = 5
+_LAST_BYTES = 16_384
 
 
 class Cluster(msgspec.Struct, frozen=True):
@@ -51,7 +62,7 @@ def up(
 
     It runs on until `down`, or until the process `until_pid` has ended. Of one that runs already
     what is missing is started. Raises `Invalid` if Java, Maven or pyspark is missing, `Unavailable`
-    if the nodes do not come up.
+    if the nodes do not come up, at once if one of them ends.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keeper = _keeper(folder)
@@ -72,12 +83,11 @@ def up(
     replace(folder / CONFIG, _config(cluster).encode())
     replace(folder / PROGRAMS, msgspec.json.encode(programs))
     if keeper is not None:
-        keeper.send_signal(signal.SIGHUP)
-        wait_until_ready(cluster, clock)
+        _start_again(folder, keeper, cluster, clock)
         return cluster
     started = _start_keeper(folder, until_pid)
     try:
-        wait_until_ready(cluster, clock)
+        _wait_until_ready(folder, psutil.Process(started.pid), cluster, clock)
     except BaseException:
         started.terminate()
         started.wait()
@@ -122,16 +132,7 @@ def start_missing(folder: Path, clock: Clock) -> None:
     keeper, cluster = _keeper(folder), _cluster(folder)
     if keeper is None or cluster is None:
         raise Invalid(f"No cluster runs in {folder}", code="cluster_down")
-    keeper.send_signal(signal.SIGHUP)
-    wait_until_ready(cluster, clock)
-
-
-def wait_until_ready(cluster: Cluster, clock: Clock) -> None:
-    """Return when all nodes of a cluster are there; `Unavailable` if they do not come."""
-    if cluster.kafka is not None:
-        brokers.wait_until_ready(cluster.kafka, clock)
-    if cluster.spark is not None:
-        spark.wait_until_ready(cluster.spark, clock)
+    _start_again(folder, keeper, cluster, clock)
 
 
 def stop_orphans(folder: Path) -> bool:
@@ -143,10 +144,56 @@ def stop_orphans(folder: Path) -> bool:
     return found
 
 
+def _start_again(folder: Path, keeper: psutil.Process, cluster: Cluster, clock: Clock) -> None:
+    # The keeper writes them anew; those that ended before are no news.
+    (folder / PIDS).unlink(missing_ok=True)
+    keeper.send_signal(signal.SIGHUP)
+    _wait_until_ready(folder, keeper, cluster, clock)
+
+
+def _wait_until_ready(folder: Path, keeper: psutil.Process, cluster: Cluster, clock: Clock) -> None:
+    """Return when all nodes of a cluster are there; `Unavailable` if they do not come."""
+
+    def check() -> None:
+        _check_running(folder, keeper)
+
+    if cluster.kafka is not None:
+        brokers.wait_until_ready(cluster.kafka, clock, check)
+    if cluster.spark is not None:
+        spark.wait_until_ready(cluster.spark, clock, check)
+
+
+def _check_running(folder: Path, keeper: psutil.Process) -> None:
+    """Raise `Unavailable`, with the last that it printed, if a program that was started ended."""
+    # Asked for before the keeper's children are: those that are missing there have ended.
+    started, running = pids(folder), set[int]()
+    with suppress(psutil.NoSuchProcess):
+        running = {child.pid for child in keeper.children() if runs(child)}
+    if not runs(keeper):
+        raise _ended("keeper", folder / _KEEPER_OUTPUT)
+    ended = next((name for name, pid in started.items() if pid not in running), None)
+    if ended is not None:
+        programs = msgspec.json.decode((folder / PROGRAMS).read_bytes(), type=list[Program])
+        raise _ended(ended, *(Path(p.output) for p in programs if p.name == ended))
+
+
+def _ended(name: str, output: Path) -> Unavailable:
+    with output.open("rb") as file:
+        file.seek(max(0, output.stat().st_size - _LAST_BYTES))
+        lines = file.read().decode(errors="replace").splitlines()
+    # Java tells the reason, and then at length where it was.
+    lines = [line for line in lines if not line.startswith(("\tat ", "\t... "))][-_LAST_LINES:]
+    return Unavailable(
+        f"The trial cluster's {name} ended while it began",
+        hint="\n".join([f"{output} ends with", *lines]),
+        code="cluster_not_ready",
+    )
+
+
 def _start_keeper(folder: Path, until_pid: int | None) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "headrace.app.cluster.keeper", str(folder)]
     command += [] if until_pid is None else [str(until_pid)]
-    with (folder / "keeper.out").open("ab") as output:
+    with (folder / _KEEPER_OUTPUT).open("ab") as output:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
             command,
             stdin=subprocess.DEVNULL,
