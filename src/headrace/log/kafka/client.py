@@ -104,7 +104,14 @@ class Admin:
         self._denied: KafkaError | None = None
         self._seen: dict[str, _Seen] = {}
         """What was seen of topics, by their names in Kafka."""
-        self._client: AdminClient | None = AdminClient(kafka.config(error_cb=self._note))
+        try:
+            self._client: AdminClient | None = AdminClient(kafka.config(error_cb=self._note))
+        except KafkaException as error:
+            raise Invalid(
+                f"Kafka's client does not take its properties: {error.args[0].str()}",
+                hint="[kafka.properties] has librdkafka's own; see docs/deploy.md",
+                code="bad_kafka_properties",
+            ) from error
 
     def close(self) -> None:
         """Let the connections go; later calls raise `Closed`."""
@@ -235,7 +242,7 @@ class Admin:
         return min(self._kafka.timeout_s, REQUEST_S_MAX)
 
     def _note(self, error: KafkaError) -> None:
-        if error.code() in DENIED:
+        if error.code() in DENIED or _ALERT in error.str():
             self._denied = error
 
     def _wait(self, is_so: Callable[[], bool]) -> None:
@@ -342,7 +349,7 @@ class Admin:
         return TopicInfo(topic, incarnation, len(told.partitions))
 
     def _meaning(self, error: KafkaException) -> HeadraceError:
-        return meaning(self._denied or error.args[0], "")
+        return meaning(error.args[0], "") if self._denied is None else _denied(self._denied)
 
 
 def nodes_of(kafka: Kafka, clock: Clock) -> list[int]:
@@ -375,17 +382,21 @@ def meaning(error: KafkaError, topic: str) -> HeadraceError:
             code="record_too_large",
         )
     if code in DENIED:
-        return Invalid(
-            f"Kafka does not let us in: {text}",
-            hint="check the security properties, and what the user may do",
-            code="kafka_denied",
-        )
+        return _denied(error)
     if code in _OPEN:
         return outcome_unknown(text)
     return Unavailable(
         f"Kafka cannot do it now: {text}",
         hint="see whether its brokers run and can be reached",
         code="kafka_unavailable",
+    )
+
+
+def _denied(error: KafkaError) -> Invalid:
+    return Invalid(
+        f"Kafka does not let us in: {error.str()}",
+        hint="check the security properties (docs/deploy.md), and what the user may do",
+        code="kafka_denied",
     )
 
 
@@ -413,11 +424,14 @@ UNKNOWN_TOPICS = {
 _TOO_LARGE = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
 DENIED = {
     KafkaError._AUTHENTICATION,  # noqa: SLF001
+    KafkaError._SSL,  # noqa: SLF001
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
 }
+_ALERT = "SSL alert number"
+"""How OpenSSL tells that the other side refuses us; the client takes it for a lost connection."""
 _OPEN = {
     KafkaError._MSG_TIMED_OUT,  # noqa: SLF001
     KafkaError.REQUEST_TIMED_OUT,
