@@ -5,6 +5,7 @@ Their modules are loaded when they are asked for: a role holds in memory only wh
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib
 import os
@@ -33,7 +34,6 @@ from headrace.model.tables_to_read import TablesToRead
 
 if TYPE_CHECKING:
     from headrace.log.kafka import AtRisk, Kafka, RetentionGuard
-    from headrace.runner.places import Place
     from headrace.tables.delta import DeltaTables
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -51,10 +51,8 @@ def site_of(layout: Layout, clock: Clock, deployment: Deployment) -> Site:
     return KafkaSite(layout, clock, deployment, deployment.kafka)
 
 
-class EmbeddedSite:
-    """The log is in the data directory; the collector owns it. See `model.site.Site`."""
-
-    is_shared = False
+class _Site(abc.ABC):
+    """Tables and runner, which are the same wherever the log is. See `model.site.Site`."""
 
     def __init__(self, layout: Layout, clock: Clock, deployment: Deployment) -> None:
         self.layout = layout
@@ -68,27 +66,6 @@ class EmbeddedSite:
     def tables_folder(self) -> Path | None:
         """See `Site`."""
         return self._place if isinstance(self._place, Path) else None
-
-    def collector_log(self, options: Options) -> Log:
-        """See `Site`."""
-        return EmbeddedLog(
-            self.layout.log,
-            self._clock,
-            segment_bytes_max=options.segment_bytes_max,
-            segment_age_s_max=options.segment_age_max_s,
-        )
-
-    def log(self) -> Log:
-        """See `Site`."""
-        return RemoteLog(self.layout.log, self.layout.door)
-
-    def reader(self) -> LogReader:
-        """See `Site`."""
-        return EmbeddedLogReader(self.layout.log)
-
-    def reading(self) -> AbstractContextManager[LogReader]:
-        """See `Site`; opened each time, so that no old segment is held."""
-        return closing(EmbeddedLogReader(self.layout.log))
 
     def tables(self) -> DeltaTables:
         """See `Site`."""
@@ -122,13 +99,6 @@ class EmbeddedSite:
             return runner
         return self._spark_runner(log, tables)
 
-    def at_risk(self, needed: Mapping[str, int]) -> list[str]:  # noqa: ARG002 - see `Site`
-        """See `Site`."""
-        return []
-
-    def close(self) -> None:
-        """See `Site`."""
-
     def _spark_runner(self, log: LogReader, tables: Tables) -> Runner:
         spark = self.deployment.spark
         assert spark is not None
@@ -140,20 +110,57 @@ class EmbeddedSite:
             log,
             tables,
             self._clock,
-            self._place_of_tasks(),
+            _loaded("runner.places").Place(self._log_place(), self._place, self._options),
             master=spark.master,
             settings=expanded(spark.settings),
             memory_limit=spark.memory_limit,
         )
         return runner
 
-    def _place_of_tasks(self) -> Place:
-        place: Place = _loaded("runner.places").Place(self.layout.log, self._place, self._options)
-        return place
+    @abc.abstractmethod
+    def _log_place(self) -> Path | Kafka:
+        """Return where the log is, as a task on another machine is told."""
 
 
-class KafkaSite(EmbeddedSite):
-    """The log is in Kafka, and every role has it directly. See `model.site.Site`."""
+class EmbeddedSite(_Site):
+    """The log is in the data directory; the collector owns it."""
+
+    is_shared = False
+
+    def collector_log(self, options: Options) -> Log:
+        """See `Site`."""
+        return EmbeddedLog(
+            self.layout.log,
+            self._clock,
+            segment_bytes_max=options.segment_bytes_max,
+            segment_age_s_max=options.segment_age_max_s,
+        )
+
+    def log(self) -> Log:
+        """See `Site`."""
+        return RemoteLog(self.layout.log, self.layout.door)
+
+    def reader(self) -> LogReader:
+        """See `Site`."""
+        return EmbeddedLogReader(self.layout.log)
+
+    def reading(self) -> AbstractContextManager[LogReader]:
+        """See `Site`; opened each time, so that no old segment is held."""
+        return closing(EmbeddedLogReader(self.layout.log))
+
+    def at_risk(self, needed: Mapping[str, int]) -> list[str]:  # noqa: ARG002 - see `Site`
+        """See `Site`."""
+        return []
+
+    def close(self) -> None:
+        """See `Site`."""
+
+    def _log_place(self) -> Path:
+        return self.layout.log
+
+
+class KafkaSite(_Site):
+    """The log is in Kafka, and every role has it directly."""
 
     is_shared = True
 
@@ -206,9 +213,8 @@ class KafkaSite(EmbeddedSite):
                 self._kept.close()
                 self._kept = None
 
-    def _place_of_tasks(self) -> Place:
-        place: Place = _loaded("runner.places").Place(self._kafka, self._place, self._options)
-        return place
+    def _log_place(self) -> Kafka:
+        return self._kafka
 
 
 def _words(risk: AtRisk) -> str:

@@ -78,11 +78,14 @@ def run_serve(
     socket = None if host is not None else layout.serve
     with ExitStack() as stack:
         # A log's reading end is for one thread at a time, so each part that reads has its own.
-        log, tokens_log, sources_log = (stack.enter_context(closing(site.log())) for _ in range(3))
-        reader = stack.enter_context(closing(site.reader()))
-        tokens = Tokens(Admission(reader, clock), tokens_log) if plan.options.tokens else None
+        log = stack.enter_context(closing(site.log()))
+        tokens = sources = None
+        if plan.options.tokens:
+            reader = stack.enter_context(closing(site.reader()))
+            tokens = Tokens(Admission(reader, clock), stack.enter_context(closing(site.log())))
+        if options_of is not None:
+            sources = SourceParts(options_of, stack.enter_context(closing(site.log())))
         tables = stack.enter_context(site.tables_to_read())
-        sources = SourceParts(options_of, sources_log) if options_of is not None else None
         alone = host is not None
         roles = {"process"} if site.is_shared else {"collect", "process"}
         app = create_app(

@@ -146,6 +146,11 @@ class Admin:
         (start,), (end,) = self._offsets(place, OffsetSpec.earliest(), OffsetSpec.latest())
         return start, end
 
+    def seen_end(self, topic: str, partition: int) -> int:
+        """Return the highest end of a partition that was seen, without asking; 0 if none was."""
+        seen = self._seen.get(self._kafka.name_of(topic))
+        return seen.ends.get(partition, 0) if seen is not None else 0
+
     def ends(self, topics: Sequence[TopicInfo]) -> list[int]:
         """Return the ends of all partitions of many topics and of the state, one after another."""
         names = {self._kafka.name_of(info.name): info.partitions for info in topics}
