@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import uuid
 
 from hypothesis import given
@@ -69,3 +70,33 @@ def test_what_does_not_settle_in_time_is_told(log):
         return await groups.settled(0.01)
 
     assert asyncio.run(run()) is False
+
+
+def test_a_refused_request_leaves_nothing_behind(door, log, full):
+    """Not even until garbage is collected: what a stalled log refuses comes again at once."""
+    log.refuse = full
+    gc.collect()
+    gc.disable()
+    try:
+        for size in (10, 5_000):  # on the loop, and on the thread
+            assert door.post(b'{"event_type":"%s"}' % (b"x" * size)).status == 503
+        left = [o for o in gc.get_objects() if isinstance(o, Batch) and len(o)]
+    finally:
+        gc.enable()
+    assert left == []
+
+
+def test_records_that_wait_are_the_logs_alone(door, log):
+    async def run():
+        log.hold.clear()
+        groups = door.collector.groups
+        group = groups.group("events", 1)
+        group.batch.add(b"{}", received_at=1, id=NO_ID)
+        groups.flush("events")
+        left = len(group.batch)
+        log.hold.set()
+        await group.done
+        return left
+
+    assert asyncio.run(run()) == 0
+    assert log.all("events").values == [b"{}"]

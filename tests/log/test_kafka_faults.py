@@ -15,7 +15,7 @@ import pytest
 from kafka_place import KafkaPlace
 
 from headrace.app.cluster import trial
-from headrace.log.kafka import tail
+from headrace.log.kafka import sender, tail
 from headrace.model.batch import Batch
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Fenced, HeadraceError, Unavailable
@@ -295,3 +295,27 @@ def test_while_no_broker_answers_little_waits_and_the_rest_is_refused(place, kaf
     assert [a for a in answers if isinstance(a, HeadraceError)] == []
     with closing(place.reader()) as reader:
         assert read_values(reader, "events")[1:] == [b"%d" % n * 100 for n in range(accepted)]
+
+
+def test_once_nothing_was_kept_for_long_more_is_refused_at_once(place, kafka_alone, monkeypatch):
+    """Who sends hears of it before records are given up; what waits is kept all the same."""
+    monkeypatch.setattr(sender, "STALLED_S", 1.0)
+    answers, waited = [], threading.Event()
+    with closing(place.open()) as log:
+        log.create("events", 1)
+        log.append("events", values(b"first"))
+        with stopped(trial.pids(kafka_alone).values()):
+            log.submit("events", values(b"waits"), answers.append)
+            waited.wait(1.5)
+            with pytest.raises(Unavailable) as stalled:
+                log.submit("events", values(b"too late"), answers.append)
+            assert stalled.value.code == "log_stalled"
+            assert answers == []
+        for _ in range(int(WAIT_S / 0.05)):
+            if answers:
+                break
+            waited.wait(0.05)
+        log.append("events", values(b"after"))
+    assert not isinstance(answers[0], HeadraceError)
+    with closing(place.reader()) as reader:
+        assert read_values(reader, "events") == [b"first", b"waits", b"after"]

@@ -137,7 +137,8 @@ class Collector:
         try:
             response = await self._answer(place, request)
         except HeadraceError as error:
-            response = refusal(error)
+            # Its frames hold the records and, through the group that awaits it, the error itself.
+            response = refusal(error.with_traceback(None))
         except Exception as error:  # noqa: BLE001 - the door stays open whatever one request does
             response = refusal(unexpected(error))
         if request.headers.get("origin") is None:
@@ -245,12 +246,15 @@ class Collector:
             group = self.groups.group(intake.name, batch.size_bytes)
             first = len(group.batch)
             group.batch.extend(batch)
+            del batch
         else:
             records = open_body(form, body, headers, self.limits.records_max)
             dead = intake.judge(records)
             group = self.groups.group(intake.name, len(body))
             first = len(group.batch)
             intake.add(records, dead, naming, received_at, group.batch)
+            del records
+        del body  # as in `Groups.flush`: it may wait for long
         n = len(group.batch) - first
         if wait:
             offsets = _offsets(places(await group.done), first, n)

@@ -72,10 +72,12 @@ class Groups:
         group = self._open.pop(topic, None)
         if group is None:
             return
-        give_ids(group.batch, self._clock)
+        # From here on the log alone holds the records: who waits for them keeps no second copy.
+        batch, group.batch = group.batch, Batch()
+        give_ids(batch, self._clock)
         done = group.done
         try:
-            self._log.submit(topic, group.batch, lambda result: self._finish(done, result))
+            self._log.submit(topic, batch, lambda result: self._finish(done, result))
         except HeadraceError as refused:
             done.set_result(refused)
             self._watch(refused)

@@ -19,7 +19,7 @@ from headrace.model.errors import Closed, Fenced, HeadraceError, Invalid, Unavai
 from headrace.model.failpoint import failpoint
 from headrace.model.log import DELETED, Appended, Done, StateEntry, TopicInfo
 
-QUEUE_BYTES_MAX = 64 << 20
+QUEUE_BYTES_MAX = 32 << 20
 INFO_S_MAX = 5.0
 """For so long a topic is taken to have the partitions that it had."""
 

@@ -29,8 +29,13 @@ Told = Callable[[dict[int, list[int]] | HeadraceError], None]
 """Gets the offsets of the records of each partition, in the order in which they were sent."""
 
 POLL_S = 0.1
-OVERHEAD_BYTES = 400
+OVERHEAD_BYTES = 600
 """About what a message takes in the client beside its own bytes: its headers' names, its place."""
+FLIGHT_BYTES = 1_500
+"""About what those that are sent together take beside that, be it a lone one or a thousand."""
+STALLED_S = 10.0
+"""When for so long nothing was kept that waits, more is refused at once, so that who sends hears of
+it in time. Longer than a partition takes to get another leader."""
 
 _logger = logging.getLogger(__name__)
 
@@ -88,6 +93,8 @@ class Sender:
         self._queue_bytes_max = queue_bytes_max
         self._lock = threading.Lock()
         self._queued_bytes = 0
+        self._moved_s = 0.0
+        """When something was kept last, or began to wait when nothing did."""
         self._is_closed = False
         self._stop = threading.Event()
         self._unsent: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -105,15 +112,16 @@ class Sender:
         """Send records to partitions of the topic that Kafka knows as `name`; `told` is told.
 
         `places` are the positions of each partition's records. Raises `Unavailable`, with nothing
-        sent, while too many bytes wait.
+        sent, while too many bytes wait, or none of them has been kept for long.
         """
-        size_bytes = records.size_bytes + OVERHEAD_BYTES * len(records)
-        deadline_s = self._clock.monotonic_s() + self._kafka.delivery_s_max
+        size_bytes = records.size_bytes + OVERHEAD_BYTES * len(records) + FLIGHT_BYTES
+        now_s = self._clock.monotonic_s()
+        deadline_s = now_s + self._kafka.delivery_s_max
         flight = _Flight(topic, places, size_bytes, told, self._land, deadline_s)
         values, keys = records.values, records.keys
         headers = headers_of(records, act)
         with self._lock:
-            self._reserve(size_bytes)
+            self._reserve(size_bytes, now_s)
             self._flights.append(flight)
             producer, left = self._producer, flight.remaining
             try:
@@ -175,9 +183,20 @@ class Sender:
         self._stop.set()
         self._thread.join()
 
-    def _reserve(self, size_bytes: int) -> None:
+    def _reserve(self, size_bytes: int, now_s: float) -> None:
         self._check_open()
-        if self._queued_bytes and self._queued_bytes + size_bytes > self._queue_bytes_max:
+        if not self._queued_bytes:
+            self._moved_s = now_s
+        elif now_s - self._moved_s > STALLED_S:
+            raise Unavailable(
+                f"Kafka has kept nothing for {now_s - self._moved_s:.0f} s",
+                hint="send again later; see whether its brokers run and can be reached",
+                code="log_stalled",
+            )
+        elif (
+            self._queued_bytes + min(size_bytes, self._queue_bytes_max // 2) > self._queue_bytes_max
+        ):
+            # However large: once half of the room is free it is let in, or it never might be.
             raise Unavailable(
                 "Too many bytes wait to be written to Kafka",
                 hint="send again later; see whether the brokers keep up",
@@ -232,8 +251,11 @@ class Sender:
         return outcome_unknown(f"no answer came within {self._kafka.delivery_s_max:g} s")
 
     def _land(self, flight: _Flight) -> None:
+        now_s = self._clock.monotonic_s()
         with self._lock:
             self._queued_bytes -= flight.size_bytes
+            if flight.error is None:
+                self._moved_s = now_s
         answer = flight.error and self._failure(flight.error, flight.topic)
         self._tell(flight, answer or flight.offsets)
 
