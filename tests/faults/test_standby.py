@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +25,11 @@ from sweep import VIEWS, keyed_breaches
 from worker import BAD_EVERY, BATCH, compiled, event
 
 from headrace.app import deployment_file
+from headrace.app.cluster import spark
 from headrace.log.kafka import Kafka, KafkaLog
 from headrace.model.batch import Batch
 from headrace.model.clock import SystemClock
-from headrace.model.deployment import Deployment, KafkaSettings, TableSettings
+from headrace.model.deployment import Deployment, KafkaSettings, SparkSettings, TableSettings
 from headrace.model.ids import client_id
 from headrace.model.layout import Layout
 from headrace.process.ledger import last_row
@@ -60,7 +62,7 @@ class Place:
                     batch.add(event(n), received_at=clock.now_us(), id=chosen)
                 log.append("events", batch)
 
-    def machine(self, name: str, *, cut_bytes: int) -> Path:
+    def machine(self, name: str, *, cut_bytes: int, spark: str | None = None) -> Path:
         """Make a data directory whose roles use the log and the tables."""
         layout = Layout(self.folder / name)
         layout.run.mkdir(parents=True)
@@ -69,7 +71,8 @@ class Place:
         plan = msgspec.structs.replace(self._plan, options=options)
         layout.plan.write_bytes(msgspec.json.encode(plan))
         kafka = KafkaSettings(self._bootstrap, prefix=self._prefix)
-        deployment_file.keep(layout, Deployment(kafka, TableSettings(str(self.tables))))
+        runner = None if spark is None else SparkSettings(spark)
+        deployment_file.keep(layout, Deployment(kafka, TableSettings(str(self.tables)), runner))
         return layout.root
 
     def processed(self) -> int:
@@ -110,6 +113,14 @@ class Role:
 
     def said(self) -> str:
         return self._said.read_text()
+
+    def is_ready_to_run_tasks(self) -> bool:
+        """Return whether it has a Spark with a worker that stays: Spark asks one for its version."""
+        with contextlib.suppress(psutil.Error):  # it ends as we look
+            started = psutil.Process(self.process.pid).children(recursive=True)
+            # One begins the others.
+            return sum("pyspark.daemon" in child.cmdline() for child in started) > 1
+        return False
 
     def is_stopped(self) -> bool:
         assert self.process.poll() is None, self.said()
@@ -173,3 +184,24 @@ def test_a_standby_that_is_told_to_drain_ends_once_all_is_committed(place: Place
             drained.process.send_signal(signal.SIGUSR1)
             assert drained.process.wait(60) == 0, drained.said()
     assert place.breaches(TOTAL) == []
+
+
+def test_a_standby_has_its_spark_before_its_turn_comes(place: Place) -> None:
+    if reason := spark.missing():
+        pytest.skip(reason)
+    place.append(range(TOTAL))
+    with running(place.machine("one", cut_bytes=3000, spark="local[1]")) as owner:
+        until(lambda: place.processed() == TOTAL, "one owns the pipeline")
+        with running(place.machine("two", cut_bytes=3000, spark="local[1]")) as standby:
+            until(lambda: standby.state() == "standby", "the other stands by")
+            until(standby.is_ready_to_run_tasks, "it has workers")
+            assert standby.state() == "standby"
+            place.append(range(TOTAL, 2 * TOTAL))
+            began_s = time.monotonic()
+            owner.process.kill()
+            until(lambda: place.processed() > TOTAL, "an epoch of the standby")
+            took_s = time.monotonic() - began_s
+            sys.stdout.write(f"the first epoch is {took_s:.1f} s after the owner's end\n")
+            until(lambda: place.processed() == 2 * TOTAL, "the standby goes on")
+            assert standby.end() == 0, standby.said()
+    assert place.breaches(2 * TOTAL) == []

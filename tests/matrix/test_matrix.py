@@ -39,6 +39,7 @@ from combination import (
 from inputs import BAD, LATE_S_MAX, RECORDS, size_bytes
 
 from headrace.define.view_aggregates import AggregateCompiler
+from headrace.model.plan import Plan
 from headrace.model.runner import Epoch, KnownIds, Outcome, Runner
 from headrace.runner import spark_session
 
@@ -131,6 +132,10 @@ class Turns:
     def __init__(self, *runners: Runner) -> None:
         self._runners = runners
         self._turns = itertools.cycle(runners)
+
+    def prepare(self, plan: Plan) -> None:
+        for runner in self._runners:
+            runner.prepare(plan)
 
     def run(self, epoch: Epoch, known: KnownIds) -> Outcome:
         return next(self._turns).run(epoch, known)

@@ -96,6 +96,13 @@ class KnownIds(Protocol):
 class Runner(Protocol):
     """Runs epochs; used from one thread."""
 
+    def prepare(self, plan: Plan) -> None:
+        """Get ready for epochs of a plan, or stay so; nobody has to call it.
+
+        Returns at once: what takes long goes on by itself, and `run` waits for what it needs of it.
+        It raises nothing: what cannot be had is missing in the next `run`, too.
+        """
+
     def run(self, epoch: Epoch, known: KnownIds) -> Outcome:
         """Run one epoch; see the module's words."""
 

@@ -31,6 +31,8 @@ from headrace.stage.engine import Engine
 
 STATUS_EVERY_S = 1.0
 GUARD_EVERY_S = 10.0
+PREPARE_EVERY_S = 30.0
+"""How often a standby has the runner stay ready."""
 THREADS = 2
 """Threads of each DuckDB engine."""
 
@@ -60,6 +62,8 @@ class _Process:
         self._log = role.site.log()
         self._tables = role.site.tables()
         self._engine = Engine(threads=THREADS)
+        self._runner = role.site.runner(self._log, self._tables, THREADS)
+        self._prepared_s = -PREPARE_EVERY_S
         self._saying = threading.Lock()
 
     def run_in_turns(self, id_: str) -> None:
@@ -77,6 +81,7 @@ class _Process:
         def is_over() -> bool:
             self._progress.waiting_for = standing.waiting_for
             self._say("standby")
+            self._stay_ready()
             role.ready()
             return role.drain.is_set() and self._is_all_committed()
 
@@ -101,12 +106,10 @@ class _Process:
         gate: Callable[[], AbstractContextManager[None]],
         expect: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """Own the pipeline; `expect` is what every append expects of keyed state.
-
-        What runs epochs lives no longer than that: a cluster's room is the next owner's.
-        """
+        """Own the pipeline; `expect` is what every append expects of keyed state."""
         role = self._role
-        runner = role.site.runner(self._log, self._tables, THREADS)
+        # Beside recovery.
+        self._runner.prepare(role.plan)
 
         def begin() -> Owner:
             self._drop_owner()
@@ -114,7 +117,7 @@ class _Process:
                 role.plan,
                 self._log,
                 self._tables,
-                runner,
+                self._runner,
                 role.clock,
                 self._engine,
                 role.layout.keys,
@@ -130,7 +133,12 @@ class _Process:
         finally:
             if self._owner is not None:
                 self._owner.close()
-            runner.close()
+
+    def _stay_ready(self) -> None:
+        now_s = self._role.clock.monotonic_s()
+        if now_s - self._prepared_s >= PREPARE_EVERY_S:
+            self._prepared_s = now_s
+            self._runner.prepare(self._role.plan)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -172,7 +180,8 @@ class _Process:
                 return
 
     def close(self) -> None:
-        """Release the log."""
+        """Release what runs epochs, and the log."""
+        self._runner.close()
         self._log.close()
         self._role.site.close()
 

@@ -39,6 +39,9 @@ class LocalRunner:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="parquet")
         self._compiled: tuple[Plan, Stage] | None = None
 
+    def prepare(self, plan: Plan) -> None:
+        """See `model.runner`; a plan is compiled within its first epoch."""
+
     def run(self, epoch: Epoch, known: KnownIds) -> Outcome:
         """See `model.runner`.
 

@@ -9,6 +9,7 @@ partials. What a task that fails or runs twice leaves behind are files that no c
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,7 @@ from headrace.runner.task import (
     ResultRow,
     Settings,
     merge_in_arrow,
+    open_workshop,
     rows_of,
     run_in_arrow,
     run_tasks,
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 _BUCKET_ROWS = 100_000
 """About how many rows of partials a merging task gets."""
 
+_SPARK_ERRORS = (PySparkException, Py4JError, OSError)
 _WORDS_MAX = 500
 _TRACEBACK = "Traceback (most recent call last):"
 
@@ -63,7 +66,7 @@ class Sizes:
 
 
 class SparkRunner:
-    """A `Runner` on a Spark session, which is begun by the first epoch and kept.
+    """A `Runner` on a Spark session, which is begun when it is first needed and kept.
 
     `log` tells sizes and `tables` stages known ids, both from this process; `place` is how tasks
     open the same. `master` and `settings` are Spark's. Each task's DuckDB has as many threads as
@@ -93,10 +96,23 @@ class SparkRunner:
         self._memory_limit = memory_limit
         self._given = session
         self._session: SparkSession | None = None
+        self._beginning = threading.Lock()
+        self._preparing: threading.Thread | None = None
         self._sizes = sizes
         self._encoded: tuple[Plan, bytes] | None = None
         self._rows_a_record = 1.0
         """Rows of partials that a record of the last epoch made; a guess before there is one."""
+
+    def prepare(self, plan: Plan) -> None:
+        """See `model.runner`: a session is begun, and workers open what tasks of the plan need.
+
+        Spark ends workers that had nothing to do for a minute.
+        """
+        if self._preparing is None or not self._preparing.is_alive():
+            self._preparing = threading.Thread(
+                target=self._prepare, args=(plan,), name="spark-prepare", daemon=True
+            )
+            self._preparing.start()
 
     def run(self, epoch: Epoch, known: KnownIds) -> Outcome:
         """See `model.runner`.
@@ -109,12 +125,11 @@ class SparkRunner:
         session = self._begun()
         try:
             return self._run(session, epoch, known)
-        except (PySparkException, Py4JError, OSError) as error:
+        except _SPARK_ERRORS as error:
             raised = _raised_in_task(error)
             if raised:
                 raise Internal(f"A task failed: {raised}") from error
-            if self._session is not None and not spark_session.is_alive(self._session):
-                self.close()
+            self._drop_dead()
             raise Unavailable(
                 f"Spark could not run the epoch: {_first_line(error)}",
                 hint="See the log of Spark's driver and executors.",
@@ -123,20 +138,42 @@ class SparkRunner:
 
     def close(self) -> None:
         """End the session, unless it was passed in; the next epoch would begin another."""
-        if self._session is not None:
-            spark_session.end(self._session)
-            self._session = None
+        with self._beginning:
+            if self._session is not None:
+                spark_session.end(self._session)
+                self._session = None
 
     def _begun(self) -> SparkSession:
-        session = self._given or self._session
-        if session is None:
-            session = self._session = spark_session.begin(self._master, self._settings)
-        return session
+        if self._given is not None:
+            return self._given
+        with self._beginning:
+            if self._session is None:
+                self._session = spark_session.begin(self._master, self._settings)
+            return self._session
 
-    def _run(self, session: SparkSession, epoch: Epoch, known: KnownIds) -> Outcome:
+    def _drop_dead(self) -> None:
+        """Let go of a session that can run no jobs any more."""
+        if self._session is not None and not spark_session.is_alive(self._session):
+            self.close()
+
+    def _prepare(self, plan: Plan) -> None:
+        try:
+            session = self._begun()
+            slots, settings = self._room(session, plan)
+            numbers = session.sparkContext.parallelize(range(slots), slots)
+            numbers.mapPartitions(partial(open_workshop, settings)).count()
+        except _SPARK_ERRORS:
+            # The next epoch meets what is wrong, and says it.
+            self._drop_dead()
+
+    def _room(self, session: SparkSession, plan: Plan) -> tuple[int, Settings]:
+        """Return how many tasks run at once, and what each of them is told."""
         threads = int(session.conf.get("spark.task.cpus", "1") or "1")
         slots = max(1, session.sparkContext.defaultParallelism // threads)
-        settings = Settings(self._place, self._encode(epoch.plan), threads, self._memory_limit)
+        return slots, Settings(self._place, self._encode(plan), threads, self._memory_limit)
+
+    def _run(self, session: SparkSession, epoch: Epoch, known: KnownIds) -> Outcome:
+        slots, settings = self._room(session, epoch.plan)
         records = sum(r.end - r.start for r in epoch.ranges)
         expected = records * min(self._rows_a_record, len(epoch.plan.views))
         run = _Run(session, settings, epoch, slots)

@@ -154,6 +154,12 @@ class _Workshop:
 _workshop = lru_cache(maxsize=1)(_Workshop)
 
 
+def open_workshop(settings: Settings, numbers: Iterable[int]) -> Iterator[int]:
+    """Have this worker open and compile what tasks need; `numbers` are of no use."""
+    _workshop(settings)
+    yield from numbers
+
+
 def run_tasks(job: Job, numbers: Iterable[int]) -> Iterator[ResultRow]:
     """Run the tasks of these numbers."""
     for number in numbers:

@@ -236,6 +236,22 @@ def the_same_epoch_again_gives_the_same_rows(bench: Bench) -> None:
     assert _groups(first) == _groups(second) == _groups(third)
 
 
+def getting_ready_changes_nothing(bench: Bench) -> None:
+    """A runner may be told to get ready at any time, and again."""
+    bench.send(*MIXED)
+    epoch = bench.epoch()
+    (first,) = bench.run(epoch)
+    with closing(bench.make(bench.log, bench.tables, bench.clock)) as runner:
+        runner.prepare(PLAN)
+        runner.prepare(PLAN)
+        second = runner.run(epoch, IdIndex())
+        runner.prepare(PLAN)
+        third = runner.run(epoch, IdIndex())
+    for again in (second, third):
+        assert (again.topics, again.tables) == (first.topics, first.tables)
+        assert _groups(again) == _groups(first)
+
+
 def _groups(outcome: Outcome) -> dict[tuple[str, str], list[str]]:
     """Return the rows of every partial, in one order."""
     return {
@@ -387,6 +403,7 @@ GUARANTEES: tuple[Callable[[Bench], None], ...] = (
     rows_have_exactly_the_columns_of_the_plan,
     nothing_is_visible,
     the_same_epoch_again_gives_the_same_rows,
+    getting_ready_changes_nothing,
     any_cut_gives_the_same_rows,
     partials_are_of_the_rows_that_were_staged,
     dead_letters_keep_the_bytes_and_the_reason,
