@@ -115,7 +115,7 @@ class Role:
         return self._said.read_text()
 
     def is_ready_to_run_tasks(self) -> bool:
-        """Return whether it has a Spark with a worker that stays: Spark asks one for its version."""
+        """Return whether it has a Spark with a Python worker."""
         with contextlib.suppress(psutil.Error):  # it ends as we look
             started = psutil.Process(self.process.pid).children(recursive=True)
             # One begins the others.
