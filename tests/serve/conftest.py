@@ -345,8 +345,11 @@ class Client:
             async with self.app.router.lifespan_context(self.app):
                 await self.http.aclose()
 
+        if self.app is None:
+            return
         self.runner.run(end())
         self.runner.close()
+        self.app = None
 
 
 @pytest.fixture(scope="module")

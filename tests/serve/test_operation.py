@@ -116,7 +116,7 @@ def test_metrics_that_make_no_sense_do_not_spoil_the_others(client, world):
         "/v1",
         "/v1/",
         "/v1/tables/",
-        "/v1/sql",
+        "/v1/sqll",
         "/_/nope",
         "/_/../run.py",
         "/favicon.ico",

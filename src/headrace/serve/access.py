@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 
 from headrace.control.admission import OPEN_PATH, Admission
-from headrace.control.tokens import ADMIN, APPEND, READ
+from headrace.control.tokens import ADMIN, APPEND, READ, SQL
 from headrace.model.errors import Internal
 from headrace.model.plan import Plan
 from headrace.serve.dashboard import dashboard_paths
@@ -38,6 +38,7 @@ SCOPES = {
     ("DELETE", "/v1/sources/{source}"): ADMIN,
     ("POST", "/v1/sources/{source}/pause"): ADMIN,
     ("POST", "/v1/sources/{source}/resume"): ADMIN,
+    ("POST", "/v1/sql"): SQL,
     ("GET", "/v1/tokens"): ADMIN,
     ("POST", "/v1/tokens"): ADMIN,
     ("DELETE", "/v1/tokens/{token}"): ADMIN,

@@ -36,6 +36,7 @@ from headrace.serve.query import Engine, Fetch, at_hand
 from headrace.serve.reading import Readings
 from headrace.serve.relations import Catalog, Snapshots
 from headrace.serve.sources import SourceEndpoints, SourceParts
+from headrace.serve.sql.endpoint import SqlEndpoint
 from headrace.serve.tokens import TokenEndpoints
 from headrace.tables.near import NearTables
 
@@ -93,11 +94,13 @@ def create_app(
     catalog = Catalog(plan, Snapshots(folder, tables), acts.all)
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
+    sql = SqlEndpoint(readings)
     followed = sources and SourceEndpoints(plan, sources, layout.run, clock)
     dashboard = Dashboard(readings, clock, followed.read if followed else list)
     handlers: dict[str, dict[str, Handler]] = {
         **_own_handlers(plan, readings, metrics, layout, clock, dashboard, waits_for),
         **_letter_handlers(LetterEndpoints(readings, acts)),
+        "/v1/sql": {"POST": sql.run},
         **{q.path: {"GET": NamedQuery(q, readings).__call__} for q in plan.queries},
     }
     if tokens is not None:
@@ -110,16 +113,10 @@ def create_app(
         scopes = {method: scope_of(method, path, plan) for method in by_method}
         return partial(_guarded, Served(path, by_method, scopes), access, metrics, clock)
 
-    async def on_unknown(request: Request, error: Exception) -> Response:
-        try:
-            access.check(request)
-        except HeadraceError as refused:
-            return error_response(refused)
-        return await on_http_exception(request, error)
-
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
+        await sql.workers.close()
         engine.close()
 
     app = Starlette(
@@ -127,13 +124,23 @@ def create_app(
             Route(path, endpoint(path, by_method), methods=list(by_method))
             for path, by_method in handlers.items()
         ],
-        exception_handlers={HTTPException: on_unknown},
+        exception_handlers={HTTPException: partial(_on_unknown, access)},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.engine = engine
     app.state.readings = readings
+    app.state.sql_workers = sql.workers
     return app
+
+
+async def _on_unknown(access: Access, request: Request, error: Exception) -> Response:
+    """Tell what is not served only to those who may know."""
+    try:
+        access.check(request)
+    except HeadraceError as refused:
+        return error_response(refused)
+    return await on_http_exception(request, error)
 
 
 def _engine_of(tables: TablesToRead) -> Engine:

@@ -18,9 +18,17 @@ T = TypeVar("T")
 async def read_body(request: Request, kind: type[T], shape: str) -> T:
     """Return a request's JSON body as a `kind`; `shape` is the hint that says what to send.
 
-    The type that the body must name keeps other sites' forms out. Raises `Invalid`.
+    The request has no parameters beside. Raises `Invalid`.
     """
     Arguments(request.query_params.multi_items()).finish()
+    return await read_json(request, kind, shape)
+
+
+async def read_json(request: Request, kind: type[T], shape: str) -> T:
+    """Return a request's JSON body, whatever its parameters; see `read_body`.
+
+    The type that the body must name keeps other sites' forms out.
+    """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise Invalid(
             "The body has to be JSON",

@@ -19,6 +19,8 @@ STATUS_OF_CODE = {
     "not_acceptable": 406,
     "not_found": 404,
     "not_yet": 504,
+    "not_allowed": 403,
+    "query_memory": 422,
     "query_timeout": 504,
     "rate_limited": 429,
     "result_too_large": 422,

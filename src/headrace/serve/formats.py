@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -27,6 +28,9 @@ MEDIA_TYPES = {
 
 BULK = ("csv", "parquet", "arrow")
 """Formats whose pages may be large."""
+
+PIECE_ROWS = 10_000
+"""Rows that are encoded at a time."""
 
 
 def chosen(format_: str | None, accept: str | None) -> str:
@@ -75,7 +79,7 @@ def encode(rows: pa.Table, format_: str, *, next_: str | None, paged: bool) -> b
         case "json":
             return _json(rows, next_, paged=paged)
         case "ndjson":
-            return b"".join(ENCODER.encode(r) + b"\n" for r in records(rows))
+            return _ndjson(rows)
         case "csv":
             return _csv(rows)
         case "parquet":
@@ -89,6 +93,34 @@ def encode(rows: pa.Table, format_: str, *, next_: str | None, paged: bool) -> b
             return bytes(sink.getvalue())
 
 
+def pieces(rows: pa.Table, format_: str, head: Mapping[str, object]) -> Iterator[bytes]:
+    """Yield rows in a format, piece by piece; JSON is `head`'s members and then `rows`."""
+    if format_ == "json":
+        yield ENCODER.encode(head)[:-1] + b',"rows":['
+        for start in range(0, rows.num_rows, PIECE_ROWS):
+            listed = _listed(rows.slice(start, PIECE_ROWS))
+            yield (b"," if start else b"") + listed[1:-1]
+        yield b"]}"
+    elif format_ in {"ndjson", "csv"} and rows.num_rows:
+        for start in range(0, rows.num_rows, PIECE_ROWS):
+            some = rows.slice(start, PIECE_ROWS)
+            yield (
+                _csv(some, header=start == 0)
+                if format_ == "csv"
+                else encode(some, format_, next_=None, paged=False)
+            )
+    else:
+        yield encode(rows, format_, next_=None, paged=False)
+
+
+def _ndjson(rows: pa.Table) -> bytes:
+    return b"".join(ENCODER.encode(r) + b"\n" for r in records(rows))
+
+
+def _listed(rows: pa.Table) -> bytes:
+    return encoded(lambda: ENCODER.encode(records(rows)))
+
+
 def _json(rows: pa.Table, next_: str | None, *, paged: bool) -> bytes:
     body: dict[str, object] = {"rows": records(rows)}
     if paged:
@@ -96,7 +128,7 @@ def _json(rows: pa.Table, next_: str | None, *, paged: bool) -> bytes:
     return encoded(lambda: ENCODER.encode(body))
 
 
-def _csv(rows: pa.Table) -> bytes:
+def _csv(rows: pa.Table, *, header: bool = True) -> bytes:
     columns = []
     for column in rows.columns:
         if pa.types.is_nested(column.type):
@@ -112,7 +144,8 @@ def _csv(rows: pa.Table) -> bytes:
         else:
             columns.append(column)
     buffer = io.BytesIO()
-    pa_csv.write_csv(pa.Table.from_arrays(columns, rows.column_names), buffer)
+    options = pa_csv.WriteOptions(include_header=header)
+    pa_csv.write_csv(pa.Table.from_arrays(columns, rows.column_names), buffer, options)
     return buffer.getvalue()
 
 

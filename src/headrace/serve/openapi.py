@@ -16,14 +16,16 @@ from headrace.control.progress import Listed
 from headrace.control.sources import Request
 from headrace.control.tokens import LIFETIME_S_DEFAULT, LIFETIME_S_MAX
 from headrace.model.plan import DEAD_LETTER_SCHEMA, Column, Plan, Query, QueryParameter, Route
-from headrace.model.schema import Schema, Type
+from headrace.model.schema import Schema
 from headrace.serve.access import SCHEME, secure
 from headrace.serve.arguments import WAIT_S_MAX
 from headrace.serve.dashboard import dashboard_paths
 from headrace.serve.formats import MEDIA_TYPES
+from headrace.serve.json_schema import column_schema, record_schema
 from headrace.serve.letters import IDS_MAX
 from headrace.serve.pages import LIMIT_DEFAULT, LIMIT_MAX, SUFFIXES
 from headrace.serve.relations import columns_of
+from headrace.serve.sql.endpoint import ROWS_DEFAULT, ROWS_MAX
 
 Json = dict[str, Any]
 
@@ -54,6 +56,7 @@ def openapi(plan: Plan) -> Json:
         paths[f"/v1/views/{view.name}"] = {"get": _rows(summary, "views", view.columns)}
     for query in plan.queries:
         paths[query.path] = {"get": _query(query)}
+    paths["/v1/sql"] = {"post": _sql()}
     paths.update(_dead_letter_paths())
     paths.update(_server_paths(plan))
     security: Json = {}
@@ -184,6 +187,29 @@ def _query(query: Query) -> Json:
     )
     operation["description"] = f"```sql\n{query.sql.strip()}\n```"
     operation["parameters"] = [*map(_query_parameter, query.parameters), *_waiting()]
+    return operation
+
+
+def _sql() -> Json:
+    text: Json = {"type": "string"}
+    column = {"type": "object", "properties": {"name": text, "type": text}}
+    answer: Json = {
+        "columns": {"type": "array", "items": column},
+        "truncated": {"type": "boolean", "description": "Whether there were more rows"},
+        "rows": {"type": "array", "items": {"type": "object"}},
+    }
+    others: Json = {m.partition(";")[0]: {} for f, m in MEDIA_TYPES.items() if f != "json"}
+    content = {**_json_content({"type": "object", "properties": answer}), **others}
+    operation = _get("Run one SELECT over tables and views", "sql", content)
+    operation["description"] = (
+        "In DuckDB's dialect; `DESCRIBE`, `SUMMARIZE` and `SHOW TABLES` too. It runs in a process "
+        "that opens no other file and no network. Answers are cut after `limit` rows, which "
+        "X-Headrace-Truncated says; refusals come before the first byte."
+    )
+    limit = {"type": "integer", "default": ROWS_DEFAULT, "minimum": 1, "maximum": ROWS_MAX}
+    operation["parameters"] = [_parameter("limit", limit, "Rows that are answered"), *_waiting()]
+    body = {"type": "object", "properties": {"sql": text}, "required": ["sql"]}
+    operation["requestBody"] = {"required": True, "content": _json_content(body)}
     return operation
 
 
@@ -355,7 +381,9 @@ def _waiting() -> list[Json]:
             {"type": "string", "examples": ["events/0:42"]},
             "Wait until the answer contains the log up to here: topic/partition:offset, by commas",
         ),
-        _parameter("timeout", seconds, "How long to wait for at_least, seconds"),
+        _parameter(
+            "timeout", seconds, "How long to wait for at_least, seconds; SQL may run as long"
+        ),
     ]
 
 
@@ -376,78 +404,9 @@ def _properties(columns: Sequence[Column]) -> Json:
     return {c.name: column_schema(c.type) for c in columns}
 
 
-def column_schema(type_: str) -> Json:
-    """Return the JSON schema of a column's values, by its DuckDB type; all may be null."""
-    kind = type_.upper()
-    if kind.endswith("]"):
-        return {"type": ["array", "null"]}
-    if kind.startswith(("MAP", "STRUCT")):
-        return {"type": ["object", "null"]}
-    if kind.startswith("TIMESTAMP"):
-        return {"type": ["string", "null"], "format": "date-time"}
-    if kind.endswith("INT") or kind == "INTEGER" or re.fullmatch(r"DECIMAL\(\d+,\s*0\)", kind):
-        return {"type": ["integer", "null"]}
-    if kind in {"DOUBLE", "FLOAT"} or kind.startswith("DECIMAL"):
-        return {"type": ["number", "null"]}
-    more: dict[str, Json] = {"DATE": {"format": "date"}, "BLOB": {"contentEncoding": "base64"}}
-    name = "boolean" if kind == "BOOLEAN" else "string"
-    return {"type": [name, "null"], **more.get(kind, {})}
-
-
 def _plain(schema: Json) -> Json:
     """Return a schema without its null: a query string has none."""
     return {**schema, "type": schema["type"][0]}
-
-
-def record_schema(schema: Schema) -> Json:
-    """Return the JSON schema of a topic's records."""
-    return {"title": schema.name, **_object(Type(kind="struct", fields=schema.fields))}
-
-
-def type_schema(type_: Type) -> Json:
-    """Return the JSON schema of a value of a record."""
-    if type_.kind == "struct":
-        return _object(type_)
-    if type_.kind in {"list", "map"}:
-        item = type_schema(type_.item) if type_.item else {}
-        if type_.item_nullable:
-            item = {"anyOf": [item, {"type": "null"}]}
-        as_list = {"type": "array", "items": item}
-        return as_list if type_.kind == "list" else {"type": "object", "additionalProperties": item}
-    if type_.kind == "timestamp" and type_.unit is not None:
-        return {"type": "number", "description": f"Since 1970-01-01 UTC, in {type_.unit}"}
-    simple: dict[str, Json] = {
-        "string": {"type": "string"},
-        "integer": {"type": "integer", "format": "int64"},
-        "text": {"type": ["string", "integer"]},
-        "number": {"type": "number"},
-        "boolean": {"type": "boolean"},
-        "timestamp": {"type": "string", "format": "date-time"},
-        "date": {"type": "string", "format": "date"},
-        "decimal": {"type": ["number", "string"]},
-        "json": {},
-    }
-    words = {
-        "ge": "minimum",
-        "gt": "exclusiveMinimum",
-        "le": "maximum",
-        "lt": "exclusiveMaximum",
-        "min_length": "minLength",
-        "max_length": "maxLength",
-        "pattern": "pattern",
-    }
-    limits = {words[k]: v for k, v in type_.limits.items() if k in words}
-    choices = {"enum": list(type_.choices)} if type_.choices else {}
-    return {**simple[type_.kind], **limits, **choices}
-
-
-def _object(type_: Type) -> Json:
-    properties: Json = {}
-    for field in type_.fields:
-        value = type_schema(field.type)
-        properties[field.alias] = {"anyOf": [value, {"type": "null"}]} if field.nullable else value
-    required = [f.alias for f in type_.fields if f.required]
-    return {"type": "object", "properties": properties, "required": required}
 
 
 def _error_schema() -> Json:

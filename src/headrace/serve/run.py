@@ -213,6 +213,7 @@ async def _end(server: Server, serving: asyncio.Task[None], app: Starlette) -> N
     """End the server: answers under way get a moment, then their queries are interrupted."""
     server.stop()
     await asyncio.wait({serving}, timeout=GRACE_S)
+    await app.state.sql_workers.close()
     await asyncio.to_thread(app.state.engine.close)
     done, _ = await asyncio.wait({serving}, timeout=STOP_S_MAX)
     if not done:
