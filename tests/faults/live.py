@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from deltalake import DeltaTable
 
 from headrace.log.embedded import EmbeddedLogReader
 from headrace.model.clock import SystemClock
+from headrace.model.log import LogReader
 from headrace.process.ledger import LedgerRow, last_row
 from headrace.tables.delta import DeltaTables
 from headrace.testing.checker import Acknowledged, Checker
@@ -157,9 +158,17 @@ class Client(threading.Thread):
     """Sends numbers from `first` on until it is stopped, and again what was not acknowledged."""
 
     def __init__(
-        self, url: str, listed: Path, first: int = 0, *, fields: str = "", batch: int = BATCH
+        self,
+        url: str,
+        listed: Path,
+        first: int = 0,
+        *,
+        fields: str = "",
+        batch: int = BATCH,
+        timeout_s: float = 20.0,
     ) -> None:
         super().__init__(daemon=True)
+        self.first = first
         self.acknowledged = Acknowledged(listed)
         self.sent = first
         """All numbers below may have reached the server."""
@@ -168,11 +177,12 @@ class Client(threading.Thread):
         self._url = f"{url}/v1/topics/events"
         self._fields = fields
         self._batch = batch
+        self._timeout_s = timeout_s
         self._finish = threading.Event()
         self._give_up = threading.Event()
 
     def run(self) -> None:
-        with httpx2.Client(timeout=20) as http:
+        with httpx2.Client(timeout=self._timeout_s) as http:
             while not self._finish.is_set() and not self._give_up.is_set():
                 first, self.sent = self.sent, self.sent + self._batch
                 numbers = range(first, self.sent)
@@ -232,15 +242,24 @@ def drain(folder: Path, data: str = "data", status: int = 0) -> str:
     return headrace(folder, *words, status=status)
 
 
-def breaches(data: Path, sent: int, views: dict[str, str] | None = None) -> list[str]:
-    """Return every breach of I1 to I6, and of the ledger's accounts, in a run that was drained."""
+def breaches(
+    data: Path,
+    sent: int | Iterable[int],
+    views: dict[str, str] | None = None,
+    log: LogReader | None = None,
+) -> list[str]:
+    """Return every breach of I1 to I6, and of the ledger's accounts, in a run that was drained.
+
+    `sent` are the numbers that were, or how many from 0 on; `log` is closed, without one it is the
+    data directory's.
+    """
     checker = Checker(data, "numbers", "number", VIEWS if views is None else views)
     acknowledged = Acknowledged(data.parent / "acknowledged").read()
     assert acknowledged, "nothing was acknowledged"
-    found = checker.check(acknowledged, range(sent))
+    found = checker.check(acknowledged, range(sent) if isinstance(sent, int) else sent)
     row = last_ledger_row(data)
     assert row is not None
-    log = EmbeddedLogReader(data / "log")
+    log = log or EmbeddedLogReader(data / "log")
     starts = {f"events/{p}": s for p, s in enumerate(log.starts("events"))}
     ends = {f"events/{p}": e for p, e in enumerate(log.ends("events"))}
     log.close()

@@ -70,7 +70,8 @@ def test_the_collector_takes_little_memory_while_kafka_is_stalled(
         assert max(before, stalled, after) < BYTES_MAX
         # Those that wait for an answer are told after half a minute that there is none.
         assert all(answer.get("503") for answer in (answers if IS_LONG else answers[-1:]))
-        assert {status for answer in answers for status in answer} <= {"200", "202", "503"}
+        # On a busy machine a large body may take longer than one is waited for.
+        assert {status for answer in answers for status in answer} <= {"200", "202", "408", "503"}
     acknowledged = sum(
         answer.get("200", 0) * int(events)
         for answer, (_, _, events, _) in zip(answers, LOADS, strict=True)
