@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from headrace.app.running import end_with_input
+
 KINDS = ("gbif", "obis", "idigbio")
 NO_KINGDOM = "Title Unavailable"
 UNION = "all sources"
@@ -304,10 +306,15 @@ def read_options(pairs: tuple[str, ...]) -> dict[str, dict[str, str | int | floa
               help="Where the pipeline runs.")  # fmt: skip
 @click.option("--port", default=8081, show_default=True, help="The port to listen on.")
 @click.option("--give-tokens", is_flag=True, help="Let everyone have a token that reads.")
+@click.option("--until-eof", is_flag=True, help="End when standard input does.")
 @click.option("--option", "pairs", multiple=True, metavar="KIND.OPTION=VALUE",
               help="An option of added sources: gbif.contact=me@example.org.")  # fmt: skip
-def main(pipeline: str, port: int, pairs: tuple[str, ...], *, give_tokens: bool) -> None:
+def main(
+    pipeline: str, port: int, pairs: tuple[str, ...], *, give_tokens: bool, until_eof: bool
+) -> None:
     """Serve the old API."""
+    if until_eof:
+        end_with_input()
     settings = Settings(
         pipeline=pipeline,
         owner_token=os.environ.get("HEADRACE_TOKEN"),

@@ -130,8 +130,9 @@ def started(folder: Path, served: Services) -> Iterator[OldUser]:
     made = [HEADRACE, "tokens", "create", "--scope", "admin", "--data", data]
     owner_token = subprocess.run(made, check=True, capture_output=True, text=True).stdout.strip()
     pipeline = [HEADRACE, "run", HERE / "pipeline.py", "--data", data, "--port", port]
+    pipeline += ["--until-eof"]
     old_api = [sys.executable, HERE / "api.py", "--pipeline", url, "--port", old_port]
-    old_api += ["--give-tokens"]
+    old_api += ["--give-tokens", "--until-eof"]
     for kind in KINDS:
         options = {
             "url": getattr(served, kind),
@@ -159,6 +160,8 @@ def process(command: list[Any], log: Path, **environment: str) -> Iterator[subpr
         running = subprocess.Popen(
             [str(word) for word in command],
             env={**os.environ, **environment},
+            # Ends with this script, so that a killed one leaves nothing behind.
+            stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
             # Ctrl-C is for this script, which ends the others in their order.

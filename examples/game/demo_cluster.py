@@ -123,9 +123,12 @@ def started(config: Path, data: Path, log: Path) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [HEADRACE, "run", PIPELINE, "--config", config, "--data", data, "--port", port]
+    command += ["--until-eof"]
     with log.open("wb") as file:
         running = subprocess.Popen(
             [str(word) for word in command],
+            # Ends with this script, so that a killed one leaves nothing behind.
+            stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
             # Ctrl-C is for this script, which ends the others in their order.

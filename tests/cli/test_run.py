@@ -14,6 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from headrace.app.cli.main import call
@@ -39,6 +40,15 @@ pipeline.view("by_station", "SELECT station, count(*) AS n FROM readings GROUP B
 """
 SOURCE = """
 pipeline.source("archive", kind="replay", topic=readings, path="recordings", records="item")
+"""
+
+
+STARTER = """
+import subprocess, sys
+
+run = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)
+print(run.pid, flush=True)
+input()
 """
 
 
@@ -120,6 +130,23 @@ class Run:
 def folder(tmp_path):
     (tmp_path / "pipeline.py").write_text(PIPELINE)
     return tmp_path
+
+
+def test_a_run_ends_with_the_program_that_started_it(folder):
+    url = f"127.0.0.1:{(port := free_port())}"
+    run = [HEADRACE, "run", "pipeline.py", "--port", str(port), "--until-eof"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", STARTER, *run]
+    with subprocess.Popen(command, cwd=folder, text=True, **pipes) as starter:
+        running = psutil.Process(int(starter.stdout.readline()))
+        assert any(url in line for line in starter.stderr)
+        processes = [running, *running.children()]
+        assert len(processes) == 4
+        starter.kill()
+        _, left = psutil.wait_procs(processes, 30)
+        for process in left:
+            process.kill()
+        assert left == []
 
 
 def test_a_run_from_records_to_dead_letters(folder):

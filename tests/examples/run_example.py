@@ -57,8 +57,9 @@ class Run:
         self.data = data
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [HEADRACE, "run", pipeline, "--data", data, "--port", self.port]
-        self.process = subprocess.Popen(map(str, command), stderr=subprocess.PIPE, text=True)
+        command = [HEADRACE, "run", pipeline, "--data", data, "--port", self.port, "--until-eof"]
+        pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(map(str, command), text=True, **pipes)
 
     def __enter__(self):
         for line in self.process.stderr:
@@ -69,4 +70,5 @@ class Run:
     def __exit__(self, *_):
         self.process.send_signal(signal.SIGINT)
         self.ended = self.process.wait(30)
+        self.process.stdin.close()
         self.process.stderr.close()

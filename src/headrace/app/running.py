@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
@@ -102,6 +105,21 @@ def at_loopback(address: Address, *, insecure_bind: bool) -> Address:
             code="public_bind",
         )
     return Address(host, address.port)
+
+
+def end_with_input() -> None:
+    """Have this process told to stop, by SIGTERM, once its standard input ends.
+
+    Whoever started it holds the other end, and lets go of it however it ends itself.
+    """
+    descriptor = sys.stdin.fileno()
+
+    def wait() -> None:
+        while os.read(descriptor, 1 << 10):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="input", daemon=True).start()
 
 
 def free_port(host: str = "127.0.0.1") -> int:

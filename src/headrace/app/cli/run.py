@@ -15,7 +15,7 @@ from headrace.app.cli.printing import print_rows
 from headrace.app.demo import Demo
 from headrace.app.deployment_file import Wanted, choose
 from headrace.app.pipeline_file import require_plan
-from headrace.app.running import free_port, run_pipeline
+from headrace.app.running import end_with_input, free_port, run_pipeline
 from headrace.app.supervisor import ROLES_IN_ORDER, Address
 from headrace.collect.door import refuse_taken_port
 from headrace.model.clock import SystemClock
@@ -44,6 +44,8 @@ def _roles(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
               help="Ask for a token on every path, as the option tokens=True does.")  # fmt: skip
 @click.option("--until-idle", is_flag=True,
               help="End when the sources are read and everything is committed.")  # fmt: skip
+@click.option("--until-eof", is_flag=True,
+              help="End when standard input does: with who holds its other end.")  # fmt: skip
 def run(
     pipeline: Path,
     layout: Layout,
@@ -55,6 +57,7 @@ def run(
     insecure_bind: bool,
     with_tokens: bool,
     until_idle: bool,
+    until_eof: bool,
 ) -> None:
     """Run a pipeline until it is interrupted: take events, fill tables and views, answer queries.
 
@@ -64,6 +67,8 @@ def run(
     if with_tokens:
         asking = dataclasses.replace(plan.options, tokens=True)
         plan = msgspec.structs.replace(plan, options=asking)
+    if until_eof:
+        end_with_input()
     shown = f"[{host}]" if ":" in host else host
     run_pipeline(
         plan,
