@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -22,7 +24,6 @@ from live import Client, Run, breaches, last_ledger_row, pipeline_text, processe
 from test_kafka_faults import IS_LONG, KILL_EVERY_S, leader_of, stopped
 
 from headrace.app.cluster import trial
-from headrace.app.cluster.keeper import runs
 from headrace.model.clock import SystemClock
 
 KILLS, STOP_S = (12, 30.0) if IS_LONG else (1, 14.0)
@@ -148,9 +149,10 @@ def kill_leaders(folder: Path, place: KafkaPlace, load: Load) -> None:
     for _ in range(KILLS):
         began_s = time.monotonic()
         rate = load.rate(began_s - STEADY_S, began_s)
-        leader = psutil.Process(trial.pids(folder)[leader_of(place, "events")])
-        leader.kill()
-        until(lambda leader=leader: not runs(leader), "it is dead")
+        pid = trial.pids(folder)[leader_of(place, "events")]
+        os.kill(pid, signal.SIGKILL)
+        # The keeper starts it again once all its threads have ended, and it was waited for.
+        until(lambda pid=pid: not psutil.pid_exists(pid), "it is gone")
         trial.start_missing(folder, SystemClock())
         ended_s = time.monotonic()
         time.sleep(max(0.0, began_s + KILL_EVERY_S - ended_s))
