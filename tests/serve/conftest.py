@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import subprocess
+import sys
 from decimal import Decimal
+from pathlib import Path
 
 import httpx2
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -33,6 +37,7 @@ from headrace.process.ledger import FileChange, Ledger, LedgerRow
 from headrace.serve.api import create_app
 from headrace.tables.near import NearTables
 
+PROGRAM = Path(__file__).with_name("server_process.py")
 UTC = pa.timestamp("us", tz="UTC")
 T0 = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
@@ -393,3 +398,26 @@ def far(tmp_path, url, s3_environment):
         yield world, client
         client.close()
     world.log.close()
+
+
+@pytest.fixture
+def start_server(world):
+    """Start the serve role as a process; whatever still runs at the end is killed."""
+    world.layout.plan.write_bytes(msgspec.json.encode(world.plan))
+    processes = []
+
+    def start(*arguments):
+        process = subprocess.Popen(
+            [sys.executable, PROGRAM, world.layout.root, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

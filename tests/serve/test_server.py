@@ -1,39 +1,9 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import httpx2
-import msgspec
-import pytest
-
-PROGRAM = Path(__file__).with_name("server_process.py")
-
-
-@pytest.fixture
-def start(world):
-    """Start the serve role as a process; whatever still runs at the end is killed."""
-    world.layout.plan.write_bytes(msgspec.json.encode(world.plan))
-    processes = []
-
-    def start(*arguments):
-        process = subprocess.Popen(
-            [sys.executable, PROGRAM, world.layout.root, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def over(path):
@@ -46,9 +16,9 @@ def stopped(process):
     return process.returncode, out, err
 
 
-def test_answers_on_its_socket_and_ends_on_sigterm(world, start):
+def test_answers_on_its_socket_and_ends_on_sigterm(world, start_server):
     world.epoch([world.sale(0)])
-    process = start()
+    process = start_server()
     assert process.stdout.readline() == "ready\n"
     assert world.layout.serve.stat().st_mode & 0o777 == 0o600
     with over(world.layout.serve) as http:
@@ -66,8 +36,8 @@ def test_answers_on_its_socket_and_ends_on_sigterm(world, start):
     assert not world.layout.serve.exists()
 
 
-def test_ends_while_a_query_runs_and_another_waits(world, start):
-    process = start()
+def test_ends_while_a_query_runs_and_another_waits(world, start_server):
+    process = start_server()
     process.stdout.readline()
     asked = threading.Event()
     answers = []
@@ -94,34 +64,34 @@ def test_ends_while_a_query_runs_and_another_waits(world, start):
     assert 200 not in answers
 
 
-def test_listens_on_a_port_when_it_runs_alone(world, start):
+def test_listens_on_a_port_when_it_runs_alone(world, start_server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = start("127.0.0.1", str(port))
+    process = start_server("127.0.0.1", str(port))
     assert process.stdout.readline() == "ready\n"
     assert httpx2.get(f"http://127.0.0.1:{port}/ready").json()["ready"] is True
     assert stopped(process)[0] == 0
 
 
-def test_a_port_that_is_taken_is_an_error_not_a_wait(world, start):
+def test_a_port_that_is_taken_is_an_error_not_a_wait(world, start_server):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        process = start("127.0.0.1", str(taken.getsockname()[1]))
+        process = start_server("127.0.0.1", str(taken.getsockname()[1]))
         out, err = process.communicate(timeout=20)
     assert process.returncode == 1
     assert out == ""
     assert "cannot listen" in err
 
 
-def test_a_socket_that_a_killed_server_left_is_no_obstacle(world, start):
-    first = start()
+def test_a_socket_that_a_killed_server_left_is_no_obstacle(world, start_server):
+    first = start_server()
     first.stdout.readline()
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert world.layout.serve.exists()
-    second = start()
+    second = start_server()
     assert second.stdout.readline() == "ready\n"
     with over(world.layout.serve) as http:
         assert http.get("/healthz").status_code == 200

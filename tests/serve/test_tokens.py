@@ -63,8 +63,9 @@ NAMES = {"table": "sales", "view": "by_host", "letter": "letter-0", "asset": "st
 
 
 def filled(template):
-    """Return a path with a name for each of its parameters."""
-    return re.sub(r"\{(\w+)\}", lambda m: NAMES.get(m[1], "some"), template)
+    """Return a path with a name for each of its parameters; none that is a stream without end."""
+    names = {} if template.endswith("/live") else NAMES
+    return re.sub(r"\{(\w+)\}", lambda m: names.get(m[1], "some"), template)
 
 
 def every_path(app):

@@ -28,6 +28,7 @@ SCOPES = {
     ("GET", "/v1/tables/{table}"): READ,
     ("GET", "/v1/views"): READ,
     ("GET", "/v1/views/{view}"): READ,
+    ("GET", "/v1/views/{view}/live"): READ,
     ("GET", "/v1/dead-letters"): READ,
     ("GET", "/v1/dead-letters/{letter}"): READ,
     ("POST", "/v1/dead-letters/replay"): ADMIN,
@@ -71,6 +72,7 @@ def secure(paths: dict[str, dict[str, Any]], plan: Plan) -> None:
     named["/v1/topics"] = READ
     alike = {f"/v1/tables/{t.name}": "/v1/tables/{table}" for t in plan.tables}
     alike |= {f"/v1/views/{v.name}": "/v1/views/{view}" for v in plan.views}
+    alike |= {f"/v1/views/{v.name}/live": "/v1/views/{view}/live" for v in plan.views}
     for path, operations in paths.items():
         for method, operation in operations.items():
             scope = named.get(path)

@@ -14,7 +14,7 @@ import psutil
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from headrace.control.admission import OPEN_PATH, Admission
@@ -30,6 +30,7 @@ from headrace.serve.documentation import documentation_page
 from headrace.serve.endpoints import Endpoints, NamedQuery, json_response
 from headrace.serve.errors import error_response, on_http_exception
 from headrace.serve.letters import LetterActs, LetterEndpoints
+from headrace.serve.live import LiveViews
 from headrace.serve.metrics import Metrics
 from headrace.serve.openapi import openapi
 from headrace.serve.query import Engine, Fetch, at_hand
@@ -94,13 +95,14 @@ def create_app(
     catalog = Catalog(plan, Snapshots(folder, tables), acts.all)
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
-    sql = SqlEndpoint(readings)
+    sql, live = SqlEndpoint(readings), LiveViews(readings)
     followed = sources and SourceEndpoints(plan, sources, layout.run, clock)
     dashboard = Dashboard(readings, clock, followed.read if followed else list)
     handlers: dict[str, dict[str, Handler]] = {
         **_own_handlers(plan, readings, metrics, layout, clock, dashboard, waits_for),
         **_letter_handlers(LetterEndpoints(readings, acts)),
         "/v1/sql": {"POST": sql.run},
+        "/v1/views/{view}/live": {"GET": live.stream},
         **{q.path: {"GET": NamedQuery(q, readings).__call__} for q in plan.queries},
     }
     if tokens is not None:
@@ -116,6 +118,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
+        live.close()
         await sql.workers.close()
         engine.close()
 
@@ -131,7 +134,16 @@ def create_app(
     app.state.engine = engine
     app.state.readings = readings
     app.state.sql_workers = sql.workers
+    app.state.live = live
     return app
+
+
+def _head_of(response: Response) -> Response:
+    """Return a response without its body; the length that GET would have stays in the header."""
+    if isinstance(response, StreamingResponse):
+        return Response(status_code=response.status_code, headers=dict(response.headers))
+    response.body = b""
+    return response
 
 
 async def _on_unknown(access: Access, request: Request, error: Exception) -> Response:
@@ -236,7 +248,6 @@ async def _guarded(
         response = error_response(Internal("The request failed", hint=hint))
     response.headers.setdefault("x-content-type-options", "nosniff")
     if request.method == "HEAD":
-        # The length that GET would have stays in the header.
-        response.body = b""
+        response = _head_of(response)
     metrics.answered(path, request.method, response.status_code, clock.monotonic_s() - started)
     return response

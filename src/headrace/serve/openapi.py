@@ -15,8 +15,9 @@ import msgspec
 from headrace.control.progress import Listed
 from headrace.control.sources import Request
 from headrace.control.tokens import LIFETIME_S_DEFAULT, LIFETIME_S_MAX
-from headrace.model.plan import DEAD_LETTER_SCHEMA, Column, Plan, Query, QueryParameter, Route
+from headrace.model.plan import DEAD_LETTER_SCHEMA, Column, Plan, Query, QueryParameter, Route, View
 from headrace.model.schema import Schema
+from headrace.serve import live
 from headrace.serve.access import SCHEME, secure
 from headrace.serve.arguments import WAIT_S_MAX
 from headrace.serve.dashboard import dashboard_paths
@@ -54,6 +55,7 @@ def openapi(plan: Plan) -> Json:
     for view in plan.views:
         summary = f"Read rows of the view {view.name}"
         paths[f"/v1/views/{view.name}"] = {"get": _rows(summary, "views", view.columns)}
+        paths[f"/v1/views/{view.name}/live"] = {"get": _live(view)}
     for query in plan.queries:
         paths[query.path] = {"get": _query(query)}
     paths["/v1/sql"] = {"post": _sql()}
@@ -178,6 +180,23 @@ def _rows(summary: str, tag: str, columns: Sequence[Column]) -> Json:
         _parameter("columns", {"type": "string"}, "Only these columns, by commas"),
         *_waiting(),
     ]
+    return operation
+
+
+def _live(view: View) -> Json:
+    content = {live.MEDIA_TYPE: {"schema": {"type": "string"}}}
+    operation = _get(f"Follow the view {view.name}", "views", content)
+    operation["description"] = (
+        "Server-sent events `rows`: the first at once, another each time the view is published. "
+        "Their data are `rows` as the view's own path answers them, `more`, "
+        "`version`, `offsets` and `committed_at`. With `Last-Event-ID`, which browsers send when "
+        "they come back, what was seen is not sent again."
+    )
+    limit = {"type": "integer", "default": live.LIMIT_DEFAULT, "maximum": live.LIMIT_MAX}
+    paging = {"cursor", "format", "at_least", "timeout", "limit"}
+    alike = _rows("", "", view.columns)["parameters"]
+    operation["parameters"] = [p for p in alike if p["name"] not in paging]
+    operation["parameters"].append(_parameter("limit", limit, "Rows of each event"))
     return operation
 
 

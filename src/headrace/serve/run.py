@@ -212,6 +212,7 @@ async def _until_set(stop: threading.Event, serving: asyncio.Task[None], engine:
 async def _end(server: Server, serving: asyncio.Task[None], app: Starlette) -> None:
     """End the server: answers under way get a moment, then their queries are interrupted."""
     server.stop()
+    app.state.live.close()
     await asyncio.wait({serving}, timeout=GRACE_S)
     await app.state.sql_workers.close()
     await asyncio.to_thread(app.state.engine.close)
