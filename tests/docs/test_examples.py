@@ -133,14 +133,15 @@ def test_the_guide_from_run_to_dead_letter(shop, folder, capsys, monkeypatch):
     for line in lines:
         words = shlex.split(line.replace("8080", str(shop)).replace("$JSON", header))
         wait = ["--retry", "20", "--retry-all-errors", "--retry-delay", "1", "-f"]
-        extra = wait if "/sold" in line or "views" in line else []
+        extra = wait if "/sold" in line or "views" in line or "/v1/sql" in line else []
         answers.append(subprocess.check_output([*words, "-sS", *extra], text=True, timeout=60))
-    assert len(answers) == 5
+    assert len(answers) == 6
     assert answers[0] == "OK\n"
     assert json.loads(answers[1]) == {"accepted": 1, "dead": 0, "errors": []}
     assert json.loads(answers[2])["dead"] == 1
     assert "rows" in json.loads(answers[3])
     assert "rows" in json.loads(answers[4])
+    assert [c["name"] for c in json.loads(answers[5])["columns"]] == ["sold", "cents"]
     monkeypatch.setenv("HEADRACE_DATA", str(folder / "shop-data"))
     capsys.readouterr()
     assert call(["tail", "sales", "--from", "beginning", "--exit"]) == 0

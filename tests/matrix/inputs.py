@@ -205,6 +205,24 @@ def _biodiversity(chance: random.Random) -> Iterator[Sent]:
         yield Sent(topic, _json(record), name, str(record[key]).encode(), _json(headers))
 
 
+def _factory(chance: random.Random) -> Iterator[Sent]:
+    number = 0
+    while True:
+        number += 1
+        machine = chance.choice(["press-1", "press-2", "oven-1"])
+        # A few have a time that is none: no row can be made of them.
+        at = "soon" if chance.random() < 0.005 else rfc3339(START_US + number * STEP_US)
+        happened = {"time": at, "machine": machine}
+        if chance.random() < 0.7:
+            metric = chance.choice(["temperature", "power"])
+            happened |= {"metric": metric, "value": round(chance.gauss(60.0, 4.0), 2)}
+            yield Sent("metrics", _json(happened), key=machine.encode())
+            continue
+        step = chance.choice(["started", "scrapped", "finished"])
+        happened |= {"order": f"WO-{number // 5}", "step": step, "pieces": chance.randrange(200)}
+        yield Sent("workorder", _json(happened), key=machine.encode())
+
+
 def _everything(chance: random.Random) -> Iterator[Sent]:
     number = 0
     makers: list[Callable[[random.Random, int], Sent]] = [_event, _event, _other, _free, _thing]
@@ -269,6 +287,7 @@ RECORDS: dict[str, Callable[[random.Random], Iterator[Sent]]] = {
     "game": _game,
     "occurrences": _occurrences,
     "biodiversity": _biodiversity,
+    "factory": _factory,
     "everything": _everything,
 }
 """Records of each pipeline, without end, by the pipeline's name."""

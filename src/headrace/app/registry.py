@@ -22,10 +22,11 @@ SOURCES: dict[str, str] = {
     "gbif": "headrace.sources.gbif:Gbif",
     "obis": "headrace.sources.obis:Obis",
     "idigbio": "headrace.sources.idigbio:Idigbio",
+    "http_stream": "headrace.sources.http_stream:HttpStream",
 }
 """Kind → `module:class`. The class has `Options` and takes (options, clock, network)."""
 
-AT_RUN_TIME = frozenset({"gbif", "obis", "idigbio"})
+AT_RUN_TIME = frozenset({"gbif", "http_stream", "idigbio", "obis"})
 """Kinds that may be added while a pipeline runs: they ask services and read no files."""
 
 

@@ -95,6 +95,8 @@ class Page(msgspec.Struct, frozen=True):
     """The sweep that the page is of, if the source follows."""
     sweep_done: bool = False
     """Whether this is the last page of its sweep."""
+    notice: str = ""
+    """What people should know of a source that does not sweep, though it goes on."""
 
 
 class Source(Protocol):

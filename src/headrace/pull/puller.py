@@ -181,6 +181,7 @@ class Puller:
                 return
             if page.sweep is None:
                 self._append(page)
+                self.report.notice = page.notice
             else:
                 self._append_news(page, page.sweep)
             self.report.advance(page.progress[1], self._pace, clock.monotonic_s())

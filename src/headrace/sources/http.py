@@ -25,6 +25,7 @@ import importlib.metadata
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -211,6 +212,42 @@ class Service:
 
         return self._ask(self._request("GET", path, params, headers, None), into_file)
 
+    def stream(
+        self,
+        path: str,
+        begun: Callable[[Answer], None],
+        take: Callable[[bytes], None],
+        *,
+        params: Params | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Hand on a body that may have no end, as it comes; return when it has ended by itself.
+
+        `begun` gets the answer without its body first. Runs on the thread that calls it, which
+        nothing wakes while it waits for bytes, for up to the time-out. The host's turn is given
+        back once it has answered. Raises as `get`, and what `begun` and `take` raise.
+        """
+        plain = {"accept": "*/*", "accept-encoding": "identity", **(headers or {})}
+        request = self._request("GET", path, params, plain, None)
+        self._wait_for_turn()
+        with self._meaning(request):
+            try:
+                self._pace(request)
+                asked_at_us = self._clock.now_us()
+                response = follow(self._client, request)
+            finally:
+                self._host.turn.release()
+            try:
+                if not _OK_MIN <= response.status_code <= _OK_MAX:
+                    raise self._refusal(response)
+                begun(_answer(response, b"", asked_at_us))
+                for chunk in response.iter_bytes():
+                    if self._closed.is_set():
+                        raise Closed("The source is closed")
+                    take(chunk)
+            finally:
+                response.close()
+
     def _request(
         self,
         method: str,
@@ -243,11 +280,7 @@ class Service:
         A thread, because nothing wakes one that waits for a socket; left alone, it ends at the
         time-out at the latest, and until then the host is not asked by anyone else.
         """
-        if self._closed.is_set():
-            raise Closed("The source is closed")
-        while not self._host.turn.acquire(timeout=_LOOK_S):
-            if self._closed.is_set():
-                raise Closed("The source is closed")
+        self._wait_for_turn()
         asking = _Asking(lambda: self._send(request, take), self._host.turn.release)
         try:
             self._pace(request)
@@ -256,6 +289,13 @@ class Service:
             raise
         asking.start()
         return asking.outcome(self._closed)
+
+    def _wait_for_turn(self) -> None:
+        if self._closed.is_set():
+            raise Closed("The source is closed")
+        while not self._host.turn.acquire(timeout=_LOOK_S):
+            if self._closed.is_set():
+                raise Closed("The source is closed")
 
     def _pace(self, request: httpx2.Request) -> None:
         """Return when the host may be asked; `Unavailable` if it asked for more than a pause."""
@@ -275,7 +315,7 @@ class Service:
         self, request: httpx2.Request, take: Callable[[httpx2.Response, int], Answer]
     ) -> Answer:
         asked_at_us = self._clock.now_us()
-        try:
+        with self._meaning(request):
             response = follow(self._client, request)
             try:
                 if _OK_MIN <= response.status_code <= _OK_MAX:
@@ -285,6 +325,12 @@ class Service:
                 raise self._refusal(response)
             finally:
                 response.close()
+
+    @contextmanager
+    def _meaning(self, request: httpx2.Request) -> Iterator[None]:
+        """Turn what the client raises into the kind of error that says what to do next."""
+        try:
+            yield
         except httpx2.TimeoutException as error:
             msg = f"{_place(str(request.url))} did not answer within {self._timeout_s:g} s"
             raise Unavailable(msg, hint=_ASK_AGAIN, code="timed_out") from error
