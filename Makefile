@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 BENCHMARKS ?= door stage pipeline fresh growth keyed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-biodiversity demo-cluster test lint format docs bench clean
+.PHONY: help setup demo demo-biodiversity demo-cluster test lint format docs bench bench-cluster clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20

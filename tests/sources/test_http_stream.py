@@ -14,6 +14,7 @@ import pytest
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Invalid, Unavailable
 from headrace.model.options import read_options
+from headrace.sources import http_stream
 from headrace.sources.http import Network
 from headrace.sources.http_stream import PAGE_RECORDS_MAX, HttpStream, HttpStreamOptions
 from headrace.testing.source_suite import GUARANTEES
@@ -99,6 +100,12 @@ def streaming():
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def at_any_pace(monkeypatch):
+    """Have it connect again at once: these tests are about what comes then."""
+    monkeypatch.setattr(http_stream, "REQUESTS_PER_S", 100.0)
 
 
 @pytest.fixture
