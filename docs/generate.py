@@ -24,6 +24,7 @@ from headrace.model import plan as plans
 from headrace.model.failpoint import FAILPOINTS
 from headrace.model.options import declared
 from headrace.model.pipeline_options import Options
+from headrace.reading import Data, Rows
 from headrace.serve.access import SCHEME
 from headrace.serve.documentation import distinct
 from headrace.serve.openapi import openapi
@@ -147,10 +148,13 @@ def _every_path() -> plans.Plan:
 
 
 def python() -> str:
-    """Return the page of what a pipeline file imports, and of the test kit."""
-    parts = ["# Python", NOTE, "What a pipeline file imports from `headrace`:"]
+    """Return the page of what Python imports: pipeline files, notebooks, and tests."""
+    parts = ["# Python", NOTE, "What a pipeline file and a notebook import from `headrace`:"]
     for name in headrace.__all__:
         parts += _documented(f"headrace.{name}", getattr(headrace, name))
+    parts.append("What `headrace.open` gives to read tables with:")
+    for kind in (Data, Rows):
+        parts += _documented(kind.__name__, kind)
     parts.append("What a test imports from `headrace.testing.kit`:")
     for thing in (PipelineKit, Case, Step):
         parts += _documented(f"headrace.testing.kit.{thing.__name__}", thing)

@@ -26,7 +26,7 @@ PAUSE_S = 0.02
 """Between rounds: the brokers share this machine with the load, and are to come back soon."""
 WAIT_S = 150.0
 IS_LONG = os.environ.get("HEADRACE_TEST_LONG") == "1"
-KILLS, STOP_S = (12, 30.0) if IS_LONG else (3, 10.0)
+KILLS, STOP_S = (12, 30.0) if IS_LONG else (2, 8.0)
 KILL_EVERY_S = 10.0
 
 

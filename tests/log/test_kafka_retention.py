@@ -12,6 +12,7 @@ from headrace.log.kafka import AtRisk, RetentionGuard
 from headrace.model.clock import SystemClock
 
 HOUR_S = 3600
+ANSWERS = 8
 
 
 @pytest.fixture
@@ -38,6 +39,16 @@ def keep(place, **settings):
     admin = place.admin()
     (answer,) = admin.incremental_alter_configs([resource]).values()
     answer.result()
+    # Each answer may be another broker's, and not all of them know it at once.
+    running = 0
+    while running < ANSWERS:
+        (answer,) = admin.describe_configs(
+            [ConfigResource(ConfigResource.Type.TOPIC, name)]
+        ).values()
+        told = {entry.name: entry.value for entry in answer.result().values()}
+        is_so = all(told[entry.name] == entry.value for entry in entries)
+        running = running + 1 if is_so else 0
+        SystemClock().sleep(0.02)
 
 
 def produce(place, count, *, age_s=0, value=b"v", partition=0):

@@ -213,14 +213,15 @@ def _factory(chance: random.Random) -> Iterator[Sent]:
         # A few have a time that is none: no row can be made of them.
         at = "soon" if chance.random() < 0.005 else rfc3339(START_US + number * STEP_US)
         happened = {"time": at, "machine": machine}
+        name = f"seen-{number}" if chance.random() < 0.6 else None
         if chance.random() < 0.7:
             metric = chance.choice(["temperature", "power"])
             happened |= {"metric": metric, "value": round(chance.gauss(60.0, 4.0), 2)}
-            yield Sent("metrics", _json(happened), key=machine.encode())
+            yield Sent("metrics", _json(happened), name, machine.encode())
             continue
         step = chance.choice(["started", "scrapped", "finished"])
         happened |= {"order": f"WO-{number // 5}", "step": step, "pieces": chance.randrange(200)}
-        yield Sent("workorder", _json(happened), key=machine.encode())
+        yield Sent("workorder", _json(happened), name, machine.encode())
 
 
 def _everything(chance: random.Random) -> Iterator[Sent]:

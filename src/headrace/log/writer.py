@@ -82,14 +82,16 @@ class Writer:
         finally:
             connection.close()
 
-    def _open(self, number: int) -> None:
-        """Make a segment the one that is written to."""
+    def _open(self, number: int, *, is_new: bool = False) -> None:
+        """Make a segment the one that is written to; `is_new`: one that was made just now."""
         path = self._path(number)
         self._connection = segments.open_writing(path)
         check_wal(path, self._connection)
-        # Frames that a crashed writer did not sync are visible now: nobody may be shown them
-        # before they are durable. Starting the WAL over also makes `check_wal` exact.
-        self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        if not is_new:
+            # Frames that a crashed writer did not sync are visible now: nobody may be shown them
+            # before they are durable. Starting the WAL over also makes `check_wal` exact. A new
+            # segment has no frames, and a reader that has found it already would be in the way.
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         if segments.is_closed(self._connection):
             raise Corrupt(
                 f"The log segment {path.name} is closed, and the one after it is missing",
@@ -284,7 +286,7 @@ class Writer:
         if not is_settled:
             self._unsettled.append(contents.number)
         turns = self._head.turns
-        self._open(number)
+        self._open(number, is_new=True)
         self._head.turns = turns
         self._wal_pages = 0
         return True
