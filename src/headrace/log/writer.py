@@ -86,8 +86,8 @@ class Writer:
         """Make a segment the one that is written to; `is_new`: one that was made just now."""
         path = self._path(number)
         self._connection = segments.open_writing(path)
-        check_wal(path, self._connection)
         if not is_new:
+            check_wal(path, self._connection)
             # Frames that a crashed writer did not sync are visible now: nobody may be shown them
             # before they are durable. Starting the WAL over also makes `check_wal` exact. A new
             # segment has no frames, and a reader that has found it already would be in the way.
