@@ -47,7 +47,9 @@ class Rows:
 
     def __repr__(self) -> str:
         """Return the first rows as a table of text."""
-        return str(Rows(self._table.slice(0, SHOWN_ROWS)).duckdb())
+        # A connection of its own: the default one refuses while its user has a result half read.
+        own = _require("duckdb").connect()
+        return str(Rows(self._table.slice(0, SHOWN_ROWS)).duckdb(own))
 
     @property
     def columns(self) -> list[str]:
@@ -69,7 +71,11 @@ class Rows:
         return frame
 
     def duckdb(self, connection: DuckDBPyConnection | None = None) -> DuckDBPyRelation:
-        """Return a DuckDB relation, of DuckDB's own default connection unless one is given."""
+        """Return a DuckDB relation, of DuckDB's own default connection unless one is given.
+
+        A connection with a result that is half read is of no use to another relation: DuckDB then
+        raises `ResourceInUseException`, which says what to do.
+        """
         of = connection or _require("duckdb")
         relation: DuckDBPyRelation = of.from_arrow(self._table)
         return relation

@@ -30,7 +30,10 @@ def test_a_table_by_every_library(data):
     assert rows.duckdb().fetchall() == wanted
     with duckdb.connect() as connection:
         assert rows.duckdb(connection).filter("n > 1").fetchall() == [("a", 2)]
-    assert "host" in repr(rows)
+    half_read = duckdb.execute("FROM range(100000)")
+    assert "host" in repr(rows), "not in the way of what its user is reading"
+    assert half_read.fetchone() == (0,)
+    half_read.fetchall()
 
 
 @pytest.mark.parametrize("name", ["sales", "tables.sales", 'tables."sales"', "Sales"])
