@@ -9,7 +9,7 @@ import pytest
 from headrace.collect.exchange import HeaderList, Request
 from headrace.collect.gate import TokenGate
 from headrace.collect.limits import Share
-from headrace.control import tokens
+from headrace.control import sessions, tokens
 from headrace.control.admission import FAILED_MAX, Admission
 from headrace.control.tokens import Wanted
 from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
@@ -152,12 +152,28 @@ def test_what_is_for_another_role_is_let_through_for_any_token_and_health_for_no
         share = Share(door.collector.budget)
         return Request("GET", path, "", HeaderList(headers), None, share)
 
-    for path in ("/", "/v1/tables", "/ready", "/metrics", "/healthz/", "//healthz", "/Healthz"):
+    for path in ("/_", "/v1/tables", "/ready", "/metrics", "/healthz/", "//healthz", "/Healthz"):
         with pytest.raises(Invalid) as caught:
             door.collector.identify(request(path, []))
         assert caught.value.code == "unauthorized"
     door.collector.identify(request("/v1/tables", bearer("append:free")))
-    door.collector.identify(request("/healthz", []))
+    for path in ("/healthz", "/", "/_/", "/_/sign-in"):
+        door.collector.identify(request(path, []))  # the role that answers it judges it
+
+
+def test_a_session_reads_and_appends_nothing(door, kept, clock):
+    maker = tokens.create(kept, clock, Wanted(("admin",)))
+    session = sessions.begin(kept, clock, maker.token).text
+    gate = door.collector._gate
+    share = Share(door.collector.budget)
+    cookie = HeaderList([("cookie", f"{sessions.COOKIE}={session}")])
+    request = Request("GET", "/", "", cookie, None, share)
+    assert gate.admit(request, "read")
+    assert gate.admit(request, "")
+    for scope in ("append:events", "append:*"):
+        with pytest.raises(Invalid) as caught:
+            gate.admit(request, scope)
+        assert caught.value.code == "unauthorized"
 
 
 # --- browsers

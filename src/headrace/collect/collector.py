@@ -49,7 +49,7 @@ from headrace.collect.limits import Budget, Limits
 from headrace.collect.metrics import DoorMetrics
 from headrace.collect.readback import Readback
 from headrace.collect.routes import CompiledRoute, find
-from headrace.control.admission import OPEN_PATH
+from headrace.control.admission import OPEN_PATH, PAGES
 from headrace.control.tokens import APPEND, READ
 from headrace.model.batch import Batch
 from headrace.model.clock import Clock
@@ -60,6 +60,8 @@ from headrace.model.plan import Plan
 TOPICS = "/v1/topics"
 _MESSAGE_LENGTH_MAX = 300
 _PATH_LENGTH_MAX = 100
+_JUDGED_ELSEWHERE = {OPEN_PATH, "/"}
+"""And all of the dashboard's: who is to sign in has no token yet."""
 _WAIT = {"": True, "true": True, "1": True, "false": False, "0": False}
 
 _logger = logging.getLogger(__name__)
@@ -147,7 +149,7 @@ class Collector:
 
     def identify(self, request: Request) -> None:
         """Raise unless a request that is for another role comes from a client that is known."""
-        if request.path != OPEN_PATH:
+        if request.path not in _JUDGED_ELSEWHERE and not request.path.startswith(PAGES):
             self._gate.admit(request, "")
 
     async def _answer(self, place: Place, request: Request) -> Response:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Protocol
 
 from headrace.collect.exchange import Request, Response
+from headrace.control import sessions
 from headrace.control.admission import Admission
+from headrace.control.tokens import APPEND
 
 _HEADERS_ALLOWED = (
     "authorization, content-encoding, content-type, headrace-key, idempotency-key, ce-id, "
@@ -61,11 +63,15 @@ class TokenGate:
 
     def admit(self, request: Request, scope: str) -> str:
         """See `Gate`."""
+        headers = request.headers
+        authorization = headers.get("authorization")
+        is_read = authorization is None and not scope.startswith(APPEND)
         token = self._admission.admit(
-            request.headers.get("authorization"),
+            authorization,
             scope,
-            origin=request.headers.get("origin"),
+            origin=headers.get("origin"),
             client=request.client,
+            session=sessions.shown(headers, request.method) if is_read else None,
         )
         return token.id
 

@@ -19,7 +19,10 @@ from headrace.model.errors import Invalid, Unavailable
 from headrace.model.log import LogReader
 
 OPEN_PATH = "/healthz"
-"""The only path that asks for no token: whoever restarts a server that is not well has none."""
+"""Asks for no token: whoever restarts a server that is not well has none."""
+PAGES = "/_/"
+"""The dashboard's own paths begin so. Where a person signs in there is no token yet: the role that
+makes the pages judges those itself."""
 
 FRESH_S = 1.0
 CACHED_MAX = 10_000
@@ -47,17 +50,27 @@ class Admission:
         self._origins_at_s = -FRESH_S
 
     def admit(
-        self, authorization: str | None, scope: str, *, origin: str | None, client: str
+        self,
+        authorization: str | None,
+        scope: str,
+        *,
+        origin: str | None,
+        client: str,
+        session: str | None = None,
     ) -> Token:
-        """Return the token in an `Authorization` header, if it has a scope.
+        """Return the token in an `Authorization` header, else a session's, if it has a scope.
 
-        `origin` is the request's `Origin` header, `client` the address that it comes from. An empty
-        scope asks for any token. Raises `Invalid` with code `unauthorized` or `forbidden`,
-        `Unavailable` with code `rate_limited`, and whatever the log is unavailable with.
+        `origin` is the request's `Origin` header, `client` the address that it comes from,
+        `session` what `sessions.shown` says. An empty scope asks for any token. Raises `Invalid`
+        with code `unauthorized` or `forbidden`, `Unavailable` with code `rate_limited`, and
+        whatever the log is unavailable with.
         """
-        if authorization is None:
+        if authorization is not None:
+            token = self._identify(_bearer(authorization), is_session=False)
+        elif session is not None:
+            token = self._identify(session, is_session=True)
+        else:
             raise _unauthorized()
-        token = self._identify(authorization)
         if token is None:
             self._failures.count(client)
             raise _unauthorized()
@@ -90,18 +103,17 @@ class Admission:
         keys = self._origins.get(origin.lower(), ())
         return any(key.state(now_us) == "live" and key.allows(scope) for key in keys)
 
-    def _identify(self, authorization: str) -> Token | None:
-        """Return the token that a header holds, if it is good now."""
-        if authorization[: len(_BEARER)].lower() != _BEARER:
-            return None
-        text = authorization[len(_BEARER) :].strip()
+    def _identify(self, text: str, *, is_session: bool) -> Token | None:
+        """Return the token of a text, if it is good now, and where it may be shown."""
         token_id = tokens.parse(text)
         if token_id is None:
             return None
         token = self._find(token_id)
         kept = _NO_DIGEST if token is None else token.sha256
         is_same = hmac.compare_digest(tokens.digest(text), kept)
-        return token if token is not None and is_same and self._is_live(token) else None
+        if token is None or not is_same or (token.kind == "session") != is_session:
+            return None
+        return token if self._is_live(token) else None
 
     def _is_live(self, token: Token) -> bool:
         now_us = self._clock.now_us()
@@ -110,7 +122,7 @@ class Admission:
         if token.made_by is None:
             return True
         maker = self._find(token.made_by)
-        return maker is not None and maker.state(now_us) == "live"
+        return maker is not None and self._is_live(maker)
 
     def _find(self, token_id: str) -> Token | None:
         now_s = self._clock.monotonic_s()
@@ -149,6 +161,13 @@ class FailedTries:
                 code="rate_limited",
                 retry_after_s=since_s + FAILED_WINDOW_S - now_s,
             )
+
+
+def _bearer(authorization: str) -> str:
+    """Return the token in a header; nothing if it is of another kind."""
+    if authorization[: len(_BEARER)].lower() != _BEARER:
+        return ""
+    return authorization[len(_BEARER) :].strip()
 
 
 def _network(client: str) -> str:

@@ -22,7 +22,8 @@ scope              allows
 
 A key of the kind `browser` is made to be seen: it can only append, and only from pages of the
 origins that it names. A token that was made over HTTP ends within `LIFETIME_S_MAX`, is no good once
-the token that made it was revoked, and makes no others.
+the token that made it was revoked, and makes no others. The kind `session` is a person's at the
+dashboard (`sessions.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ PREFIX = "token/"
 READ, SQL, ADMIN, APPEND = "read", "sql", "admin", "append:"
 ANY_TOPIC = f"{APPEND}*"
 
-Kind = Literal["api", "browser"]
+Kind = Literal["api", "browser", "session"]
 State = Literal["live", "expired", "revoked"]
 
 ID_BYTES, SECRET_BYTES = 8, 32
@@ -59,7 +60,7 @@ LIFETIME_S_DEFAULT, LIFETIME_S_MAX = 3_600.0, 30 * 86_400.0
 """How long a token lives that was made over HTTP."""
 _TRIES = 5
 
-_TOKEN = re.compile(r"(hr_(api|browser)_([0-9a-f]{16})_[0-9a-f]{64})_([0-9a-f]{8})")
+_TOKEN = re.compile(r"(hr_(api|browser|session)_([0-9a-f]{16})_[0-9a-f]{64})_([0-9a-f]{8})")
 _TOPIC = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,248}|\*")
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
@@ -126,6 +127,23 @@ def create(log: Log, clock: Clock, wanted: Wanted, *, maker: Token | None = None
     )
     if maker is not None:
         expires_at_us = _bounded(maker, now_us, expires_at_us)
+    return _issue(log, clock, wanted, expires_at_us, maker)
+
+
+def create_session(log: Log, clock: Clock, wanted: Wanted, maker: Token) -> Made:
+    """Make the token of a session, which ends with its maker at the latest; see `sessions.begin`.
+
+    `Invalid`: there are too many tokens.
+    """
+    expires_at_us = clock.now_us() + round((wanted.lifetime_s or 0) * 1_000_000)
+    expires_at_us = min(expires_at_us, maker.expires_at_us or expires_at_us)
+    return _issue(log, clock, wanted, expires_at_us, maker)
+
+
+def _issue(
+    log: Log, clock: Clock, wanted: Wanted, expires_at_us: int | None, maker: Token | None
+) -> Made:
+    now_us = clock.now_us()
     _make_room(log, now_us)
     for _ in range(_TRIES):
         token_id = clock.secret(ID_BYTES).hex()
@@ -204,7 +222,7 @@ def revoke(log: Log, clock: Clock, token_id: str) -> Token:
     token = _revoke(log, clock, parse(token_id) or token_id)
     for made in listed(log):
         if made.made_by == token.id and made.state(clock.now_us()) == "live":
-            _revoke(log, clock, made.id)
+            revoke(log, clock, made.id)
     return token
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from headrace.control import sessions
 from headrace.control.admission import OPEN_PATH, Admission
 from headrace.control.tokens import ADMIN, APPEND, READ, SQL
 from headrace.model.errors import Internal
@@ -102,4 +103,5 @@ class Access:
             scope,
             origin=request.headers.get("origin"),
             client=client,
+            session=sessions.shown(request.headers, request.method),
         )
