@@ -1,4 +1,4 @@
-"""`headrace tail`: a topic's records as JSON lines."""
+"""`headrace tail`: a topic's records as JSON lines, or a table's rows as they are committed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import pyarrow as pa
 
 from headrace.app.cli.options import data_option
 from headrace.app.cli.printing import id_text
+from headrace.app.cli.tail_table import POLL_S, ROWS_SHOWN, Wanted, tail_table
 from headrace.app.data_directory import reading_log
 from headrace.model.batch import is_client_chosen
-from headrace.model.clock import SystemClock, rfc3339
+from headrace.model.clock import Clock, SystemClock, rfc3339
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.log import LogReader
 
-POLL_S = 0.2
 _MICROSECONDS = pa.int64()
 
 
 @click.command()
-@click.argument("topic")
+@click.argument("topic", required=False)
+@click.option("--table", "name", help="Print new rows of this table or view instead.")
 @click.option(
     "--from",
     "begin",
@@ -33,23 +34,60 @@ _MICROSECONDS = pa.int64()
     show_default=True,
     help="Where to begin.",
 )
-@click.option("--exit", "ends", is_flag=True, help="End at the topic's present end.")
-@click.option("--count", type=click.IntRange(min=1), help="End after so many records.")
+@click.option("--exit", "ends", is_flag=True, help="End at the present end.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many records or rows.")
 @click.option("--meta", is_flag=True, help="Print where each record is, its id and its key too.")
+@click.option("--rows", "rows_shown", type=click.IntRange(min=1), default=ROWS_SHOWN,
+              show_default=True, help="Of a table: rows of a version to show.")  # fmt: skip
 @data_option
+@click.option("--json", "as_json", is_flag=True,
+              help="Of a table: print all rows, as JSON lines, as records are.")  # fmt: skip
 def tail(
-    topic: str, begin: str, *, ends: bool, count: int | None, meta: bool, layout: Layout
+    topic: str | None,
+    name: str | None,
+    begin: str,
+    *,
+    ends: bool,
+    count: int | None,
+    meta: bool,
+    rows_shown: int,
+    layout: Layout,
+    as_json: bool,
 ) -> None:
     """Print a topic's records as JSON lines, and follow it.
 
     A record that is no JSON is printed as a JSON string. Records of several partitions come in the
     order in which they were received.
+
+    With --table the rows of a table or view are printed as they are committed, version by version.
+    Of views and of tables with a key these are the rows that are new or changed.
     """
-    clock = SystemClock()
+    if (topic is None) == (name is None) or (name is not None and meta):
+        raise click.UsageError("name either a topic, with --meta or not, or a table by --table")
+    clock, from_beginning = SystemClock(), begin == "beginning"
+    if name is not None:
+        wanted = Wanted(name, from_beginning, ends, count, rows_shown, as_json)
+        tail_table(layout, clock, wanted)
+    elif topic is not None:
+        _tail_topic(
+            layout, clock, topic, count, from_beginning=from_beginning, ends=ends, meta=meta
+        )
+
+
+def _tail_topic(
+    layout: Layout,
+    clock: Clock,
+    topic: str,
+    count: int | None,
+    *,
+    from_beginning: bool,
+    ends: bool,
+    meta: bool,
+) -> None:
     left = count
     with reading_log(layout) as log:
         check_topic(log, topic)
-        at = log.starts(topic) if begin == "beginning" else log.ends(topic)
+        at = log.starts(topic) if from_beginning else log.ends(topic)
         while True:
             for record in _records(log, topic, at, log.ends(topic)):
                 at[record["partition"]] = record["offset"] + 1
