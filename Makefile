@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 BENCHMARKS ?= door stage pipeline fresh growth keyed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-biodiversity demo-cluster test lint format docs bench bench-cluster clean
+.PHONY: help setup demo demo-biodiversity demo-cluster demo-factory test lint format docs bench bench-cluster clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -30,6 +30,9 @@ demo-biodiversity: $(READY) ## follow stand-ins of GBIF, OBIS and iDigBio, and c
 
 demo-cluster: $(READY) ## run the game on three Kafka brokers and Spark, all on this machine (DEMO_EXIT=1 ends by itself)
 	@$(BIN)/python examples/game/demo_cluster.py $(if $(DEMO_EXIT),--exit)
+
+demo-factory: $(READY) ## tap two streams of a plant for a minute, its server killed twice (DEMO_EXIT=1 ends by itself)
+	@$(BIN)/python examples/factory/demo.py $(if $(DEMO_EXIT),--exit)
 
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
