@@ -13,7 +13,7 @@ PLANT = os.environ.get("HEADRACE_PLANT", "http://127.0.0.1:8091")
 pipeline = Pipeline(
     "factory",
     every=os.environ.get("HEADRACE_EVERY", "10 s"),
-    epoch_records_max=1_000,
+    epoch_records_max=int(os.environ.get("HEADRACE_RECORDS_MAX", "1000")),
     # The plant is a server of this machine, or of the same network.
     private_addresses=True,
 )

@@ -91,3 +91,12 @@ def test_an_unknown_table_is_told_with_those_there_are(headrace, writer):
     assert ended.status == 1
     assert "There is no table or view thing" in ended.err
     assert "tables.things" in ended.err
+
+
+def test_columns_are_chosen_by_name(headrace, writer):
+    writer.write("a")
+    asked = ("tail", "--table", "things", "--from", "beginning", "--exit", "--columns")
+    assert headrace(*asked, "n", "--json").out == '{"n":0}\n'
+    ended = headrace(*asked, "n,m")
+    assert ended.status == 1
+    assert "things has no column m" in ended.err

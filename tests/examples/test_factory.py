@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.error
@@ -88,15 +89,13 @@ def rows_of(data, query):
 
 
 def test_rows_are_the_objects_sent_through_two_kills(plant, sent, tmp_path, monkeypatch):
-    pipeline = tmp_path / "pipeline.py"
-    text = (FACTORY / "pipeline.py").read_text()
-    pipeline.write_text(text.replace("epoch_records_max=1_000", f"epoch_records_max={RECORDS_MAX}"))
+    monkeypatch.setenv("HEADRACE_RECORDS_MAX", str(RECORDS_MAX))
     monkeypatch.setenv("HEADRACE_PLANT", f"http://127.0.0.1:{plant.port}")
     monkeypatch.setenv("HEADRACE_EVERY", "100 ms")
     plant.start()
     data = tmp_path / "data"
     total = {name: len(objects) for name, objects in sent.items()}
-    with Run(pipeline, data) as run:
+    with Run(FACTORY / "pipeline.py", data) as run:
         for share in (0.2, 0.6):
             until(lambda: pulled(run), lambda n, s=share: n["metrics"] > s * total["metrics"])
             plant.kill()
@@ -132,3 +131,40 @@ def check_epochs(data, records):
     assert sum(taken) == records
     # Each partition's share is rounded down.
     assert 0.8 * RECORDS_MAX < max(taken) <= RECORDS_MAX
+
+
+LONG = pytest.param(
+    60,
+    "10 s",
+    marks=pytest.mark.skipif(
+        not os.environ.get("HEADRACE_TEST_LONG"), reason="two minutes: HEADRACE_TEST_LONG=1 runs it"
+    ),
+    id="a minute",
+)
+
+
+@pytest.mark.parametrize(("seconds", "every"), [pytest.param(4, "500 ms", id="seconds"), LONG])
+def test_the_demonstration_follows_both_streams_through_two_kills(seconds, every, tmp_path):
+    command = [sys.executable, FACTORY / "demo.py", "--exit", "--data", tmp_path / "data"]
+    ended = subprocess.run(
+        [*map(str, command), "--seconds", str(seconds), "--kills", "2"],
+        env={**os.environ, "HEADRACE_EVERY": every},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert ended.returncode == 0, (ended.stdout, ended.stderr)
+    *printed, last = ended.stdout.splitlines()
+    told = json.loads(last)
+    assert told["rows"] == told["sent"]
+    assert (told["same"], told["in_order"]) == (True, True)
+    assert told["most"] <= told["may_take"]
+    versions = [line for line in printed if line.startswith("happenings, version ")]
+    # Several epochs may come between two looks.
+    assert 0 < len(versions) <= told["epochs"]
+    assert sum(int(line.split(": ")[1].split()[0]) for line in versions) == sum(
+        told["sent"].values()
+    )
+    rows = rows_of(tmp_path / "data", "SELECT count(*) AS n FROM happenings")
+    assert rows == [{"n": sum(told["sent"].values())}]

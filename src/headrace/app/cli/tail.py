@@ -23,6 +23,10 @@ from headrace.model.log import LogReader
 _MICROSECONDS = pa.int64()
 
 
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, value.split(","))) if value else ()
+
+
 @click.command()
 @click.argument("topic", required=False)
 @click.option("--table", "name", help="Print new rows of this table or view instead.")
@@ -39,6 +43,7 @@ _MICROSECONDS = pa.int64()
 @click.option("--meta", is_flag=True, help="Print where each record is, its id and its key too.")
 @click.option("--rows", "rows_shown", type=click.IntRange(min=1), default=ROWS_SHOWN,
               show_default=True, help="Of a table: rows of a version to show.")  # fmt: skip
+@click.option("--columns", callback=_names, help="Of a table: which columns to print, by comma.")
 @data_option
 @click.option("--json", "as_json", is_flag=True,
               help="Of a table: print all rows, as JSON lines, as records are.")  # fmt: skip
@@ -51,6 +56,7 @@ def tail(
     count: int | None,
     meta: bool,
     rows_shown: int,
+    columns: tuple[str, ...],
     layout: Layout,
     as_json: bool,
 ) -> None:
@@ -66,7 +72,7 @@ def tail(
         raise click.UsageError("name either a topic, with --meta or not, or a table by --table")
     clock, from_beginning = SystemClock(), begin == "beginning"
     if name is not None:
-        wanted = Wanted(name, from_beginning, ends, count, rows_shown, as_json)
+        wanted = Wanted(name, from_beginning, ends, count, rows_shown, columns, as_json)
         tail_table(layout, clock, wanted)
     elif topic is not None:
         _tail_topic(

@@ -37,6 +37,8 @@ class Wanted(NamedTuple):
     """After how many rows to end."""
     rows_shown: int
     """How many of a version people see."""
+    columns: tuple[str, ...]
+    """Which ones to print; none means all."""
     as_json: bool
 
 
@@ -60,7 +62,8 @@ def tail_table(layout: Layout, clock: Clock, wanted: Wanted) -> None:
 
 def _print(found: NewRows, clock: Clock, wanted: Wanted, left: int | None) -> int:
     """Print a version's new rows, of which only so many count; return how many these are."""
-    batches = _up_to(found.rows, left)
+    columns = _chosen(found.rows.schema.names, wanted)
+    batches = (batch.select(columns) for batch in _up_to(found.rows, left))
     count = 0
     if wanted.as_json:
         for batch in batches:
@@ -77,11 +80,22 @@ def _print(found: NewRows, clock: Clock, wanted: Wanted, left: int | None) -> in
         seconds = rfc3339(clock.now_us())[:19]
         rows = "1 row" if count == 1 else f"{count} rows"
         console().print(f"{wanted.name}, version {found.version}: {rows} at {seconds}Z")
-        print_rows(found.rows.schema.names, [list(row.values()) for row in newest])
+        print_rows(columns, [list(row.values()) for row in newest])
         if count > len(newest):
             console().print(f"… after {count - len(newest)} others; --rows or --json prints more")
         console().print()
     return count
+
+
+def _chosen(there: list[str], wanted: Wanted) -> list[str]:
+    unknown = [name for name in wanted.columns if name not in there]
+    if unknown:
+        raise Invalid(
+            f"{wanted.name} has no column {unknown[0]}",
+            hint=f"its columns: {', '.join(there)}",
+            code="unknown_column",
+        )
+    return list(wanted.columns) or there
 
 
 def _up_to(batches: pa.RecordBatchReader, left: int | None) -> Iterator[pa.RecordBatch]:
