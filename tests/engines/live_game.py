@@ -1,0 +1,156 @@
+"""A game that is played, and occurrence records that change, while somebody else reads the tables.
+
+What a reader must find at a version is asked of our own tables at that version, by DuckDB.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import threading
+
+import duckdb
+import httpx2
+from run_example import ROOT
+
+from headrace.model.clock import SystemClock
+from headrace.tables.delta import DeltaTables
+
+OCCURRENCES = '''
+
+class Occurrence(Record):
+    """An occurrence record as the biodiversity example has it, with the columns that we ask for."""
+
+    id: str
+    kingdom_normalised: str
+    species: str
+    seen_at: int
+
+
+seen = pipeline.topic("seen", Occurrence, partitions=3, key="id", store=False)
+pipeline.table(
+    "occurrences",
+    "SELECT id, kingdom_normalised, species, seen_at FROM seen",
+    key="id",
+    version="seen_at",
+)
+'''
+KINGDOMS = ("Animalia", "Plantae", "Fungi", "not given")
+HOSTS = ("user1.comcast.com", "user2.att.com", "user3.example.com")
+RECORDS = 40
+"""Occurrence records, each of which is seen again and again, in another kingdom."""
+PAUSE_S = 0.2
+EVERY = "1 s"
+"""Of an epoch: longer than the example's, for the machine has other things to do."""
+
+
+def write_pipeline(folder):
+    """Write the game example's pipeline with the occurrences beside; return its path."""
+    path = folder / "pipeline.py"
+    game = (ROOT / "examples" / "game" / "pipeline.py").read_text()
+    slower = game.replace('Pipeline("game")', f'Pipeline("game", every="{EVERY}")')
+    assert slower != game
+    path.write_text(slower + OCCURRENCES)
+    return path
+
+
+class Player:
+    """Sends acts and records until it is told to stop. A context manager."""
+
+    def __init__(self, url):
+        self._client = httpx2.Client(base_url=url, timeout=30)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._play)
+        self._failure = None
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+        self._client.close()
+        assert self._failure is None, self._failure
+
+    def _play(self):
+        try:
+            for turn in itertools.count():
+                if self._ended.wait(PAUSE_S):
+                    return
+                self._send("MessageHistory", acts(turn))
+                self._send("seen", sightings(turn))
+        except Exception as e:  # noqa: BLE001 - told by whoever waits for the thread
+            self._failure = e
+
+    def _send(self, topic, records):
+        body = "".join(json.dumps(record) + "\n" for record in records)
+        kind = {"Content-Type": "application/x-ndjson"}
+        answer = self._client.post(f"/v1/topics/{topic}", content=body, headers=kind)
+        answer.raise_for_status()
+
+
+def acts(turn):
+    """Two ask to join a group; one of three turns accepts one, one declines one."""
+    for n in range(2):
+        yield act("request_group", turn + n)
+    if turn % 3:
+        yield act("accept_member" if turn % 3 == 1 else "decline_member", turn)
+
+
+def act(event_type, n):
+    return {"event_type": event_type, "Host": HOSTS[n % len(HOSTS)], "User-Agent": f"ab/{n % 5}"}
+
+
+def sightings(turn):
+    """Some records are seen again, in another kingdom than before."""
+    for n in range(3):
+        id_ = (turn * 3 + n) % RECORDS
+        kingdom = KINGDOMS[(turn + n) % len(KINGDOMS)]
+        yield {
+            "id": str(id_),
+            "kingdom_normalised": kingdom,
+            "species": f"{kingdom} {id_ % 7}",
+            "seen_at": turn,
+        }
+
+
+class Ours:
+    """Our own answers over the tables of a data directory, at any version."""
+
+    def __init__(self, data, names):
+        """`names`: the table of ours by the name that another engine knows it by."""
+        self._tables = DeltaTables(data, SystemClock())
+        self._names = names
+
+    def version(self, name):
+        return self._tables.snapshot(self._names[name]).version
+
+    def answer(self, statement, version):
+        """Return the rows of a statement over `game.NAME` as of a version."""
+        name = table_of(statement)
+        rows = self._tables.read(self._tables.snapshot(self._names[name], version))
+        with duckdb.connect() as connection:
+            connection.execute("CREATE SCHEMA game")
+            connection.register("rows", rows)
+            connection.execute(f"CREATE VIEW game.{name} AS FROM rows")
+            return connection.execute(statement).fetchall()
+
+    def true_version(self, statement, ask):
+        """Return the version at which another's answer is true; it must be one of the newest.
+
+        That is, one that was there when it was asked, or came before it had answered.
+        """
+        name = table_of(statement)
+        first = self.version(name)
+        found = [tuple(row) for row in ask(statement)]
+        last = self.version(name)
+        true = {v: self.answer(statement, v) for v in range(first, last + 1)}
+        assert found in true.values(), (statement, found, true)
+        return next(v for v, rows in true.items() if rows == found)
+
+
+def table_of(statement):
+    (name,) = re.findall(r"\bgame\.(\w+)", statement)
+    return name

@@ -1,0 +1,118 @@
+"""Trino answers what docs/engines/trino.md asks, over tables that a run is writing meanwhile."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import trino
+from live_game import Ours, Player, write_pipeline
+from pages import blocks, statements
+from run_example import Run, until
+
+from headrace.model.clock import SystemClock
+from headrace.model.errors import Unavailable
+from headrace.testing.sql_server import TRINO, installed, sql_server
+
+SQL = blocks("trino.md", "sql")
+CATALOGS = blocks("trino.md", "properties")
+QUESTIONS = (
+    "requests and acceptances",
+    "the view",
+    "hosts",
+    "accepted by host",
+    "kingdoms",
+    "partitions",
+)
+VERSIONS, COUNTS_MAX = 4, 200
+LOCATION = re.compile(r"table_name => '(\w+)',\s+table_location => 'local:///game-data/([^']+)'")
+NAMES = dict(LOCATION.findall(SQL["register"]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What the page calls /srv."""
+    return tmp_path_factory.mktemp("srv")
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    try:
+        found = installed(TRINO)
+    except Unavailable as e:
+        pytest.skip(str(e))
+    catalog = CATALOGS["delta.properties"].replace("/srv", str(folder))
+    own = tmp_path_factory.mktemp("trino")
+    with sql_server(found, {"delta": catalog}, own, SystemClock()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def ask(server):
+    host, _, port = server.removeprefix("http://").partition(":")
+    with trino.dbapi.connect(host=host, port=int(port), user="me", catalog="delta") as connection:
+        yield lambda statement: connection.cursor().execute(statement).fetchall()
+
+
+@pytest.fixture(scope="module")
+def played(server, folder):
+    """The game as it is played, until the last test has ended."""
+    with Run(write_pipeline(folder), folder / "game-data") as run, Player(run.url):
+        yield run
+
+
+@pytest.fixture(scope="module")
+def ours(played, ask):
+    ours = Ours(played.data, NAMES)
+    for name in NAMES:
+        until(lambda name=name: written(ours, name), lambda version: version > 2)
+    for statement in statements(SQL["register"]):
+        ask(statement)
+    return ours
+
+
+def written(ours, name):
+    """Return a table's version; 0 before there is one."""
+    try:
+        return ours.version(name)
+    except AttributeError:
+        return 0
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_an_old_question(name, ours, ask):
+    ours.true_version(SQL[name], ask)
+
+
+def test_counts_are_never_torn(ours, ask):
+    counting = "SELECT count(*), count(DISTINCT event_id), max(_offset) FROM game.messages"
+    seen = set()
+    for _ in range(COUNTS_MAX):
+        seen.add(ours.true_version(counting, ask))
+        if len(seen) == VERSIONS:
+            return
+    pytest.fail(f"the table was not written meanwhile: {seen}")
+
+
+def test_earlier_versions(ours, ask):
+    listed = ask(SQL["versions"])
+    newest = listed[0][0]
+    assert [version for version, _ in listed] == list(range(newest, newest - len(listed), -1))
+    statement = SQL["as of a version"]
+    assert ask(statement) == ask(statement)
+    plain, version = statement.split(" FOR VERSION AS OF ")
+    assert [tuple(row) for row in ask(statement)] == ours.answer(plain, int(version))
+
+
+def test_the_python_client(ours, server):
+    ((_, code),) = blocks("trino.md", "python").items()
+    names = {}
+    first = ours.version("request_group")
+    exec(code.replace("8080", server.rpartition(":")[2]), names)
+    last = ours.version("request_group")
+    counting = "SELECT count(*) FROM game.request_group"
+    assert [(names["requests"],)] in [ours.answer(counting, v) for v in range(first, last + 1)]
+
+
+def test_every_statement_of_the_page_is_asked():
+    assert set(SQL) == {*QUESTIONS, "register", "versions", "as of a version"}
