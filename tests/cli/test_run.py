@@ -165,6 +165,10 @@ def test_a_run_from_records_to_dead_letters(folder):
         assert found["topics"]["readings"]["dead"] == 1
         assert found["tables"]["warm"] == {"decoded": 31, "rows": 30, "filtered": 0, "failed": 1}
 
+        sampled = "SELECT DISTINCT role FROM samples ORDER BY role"
+        roles = [{"role": r} for r in ("collect", "process", "serve", "supervisor")]
+        run.until("sql", sampled, is_so=lambda rows: rows == roles)
+
         letters = run.until("dlq", "list", is_so=lambda rows: len(rows) == 2)
         by_output = {letter["output"]: letter for letter in letters}
         assert by_output[None]["code"] == "invalid_record"

@@ -2,6 +2,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.model.errors import HeadraceError, Invalid
+from headrace.model.samples import SAMPLES
 from headrace.serve import formats
 from headrace.serve.owner import OwnerSql
 
@@ -41,6 +42,16 @@ def test_views_dead_letters_and_the_ledger(world, sql):
     assert rows(sql, "SELECT epoch, body->>'$.kind' AS kind FROM ledger") == [
         {"epoch": 1, "kind": "epoch"}
     ]
+
+
+def test_samples_unless_the_pipeline_has_a_table_of_that_name(world, sql):
+    rows_of = pa.table({"pid": [7]}, schema=pa.schema([("pid", pa.int64())]))
+    world.tables.create(SAMPLES, rows_of.schema).commit([world.tables.stage(SAMPLES, rows_of)])
+    assert rows(sql, "SELECT pid FROM samples") == [{"pid": 7}]
+    theirs = pa.table({"drawn": ["blood"]})
+    table = world.tables.create("tables/samples", theirs.schema)
+    table.commit([world.tables.stage("tables/samples", theirs)])
+    assert rows(sql, "SELECT * FROM samples") == [{"drawn": "blood"}]
 
 
 def test_every_query_sees_the_newest_version(world, sql):

@@ -72,6 +72,7 @@ def test_rows_with_types_and_how_far_they_have_come(shop):
         ("SELECT count(*) AS c FROM SALES", {"c": 5}),
         ("SELECT count(*) AS c FROM unborn", {"c": 0}),
         ("SELECT count(*) AS c FROM dead_letters", {"c": 0}),
+        ("SELECT count(*) AS c, max(cpu_percent) AS p FROM samples", {"c": 0, "p": None}),
         ("WITH s AS (SELECT n FROM sales) SELECT sum(n) AS t FROM s", {"t": 10}),
         ("WITH sales AS (SELECT 7 AS n) SELECT n FROM sales", {"n": 7}),
         ("SELECT a.n FROM sales a JOIN sales b USING (n) ORDER BY 1", {"n": 0}),
@@ -100,6 +101,7 @@ def test_columns_are_described(shop):
         "by_host",
         "dead_letters",
         "sales",
+        "samples",
         "unborn",
     }
     assert rows(shop, "SUMMARIZE SELECT n FROM sales")[0]["max"] == "4"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from headrace.app import deployment_file
+from headrace.app.samples import sampler_of
 from headrace.app.site import site_of
 from headrace.app.supervisor import ROLES_IN_ORDER, Address, Supervisor
 from headrace.collect.door import refuse_taken_port
@@ -57,12 +58,12 @@ def run_pipeline(
         )
     if "collect" in only or "serve" in only:
         refuse_taken_port(address.host, address.port)
-    supervisor = Supervisor(plan, layout, clock, address, only=only, say=say)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: supervisor.stop.set())
-
     deployment = deployment or Deployment()
     site = site_of(layout, clock, deployment)
+    sampler = sampler_of(site, plan.options, clock, say)
+    supervisor = Supervisor(plan, layout, clock, address, only=only, say=say, observers=[sampler])
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop.set())
 
     def check() -> None:
         if "process" in only and not site.is_shared:

@@ -15,9 +15,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import msgspec
 
@@ -75,6 +75,16 @@ class Address:
     port: int
 
 
+class Observer(Protocol):
+    """Something that looks at the roles while they run; the data directory is locked meanwhile."""
+
+    def begin(self, pids: Callable[[], Mapping[str, int]]) -> None:
+        """Begin, before the first role does; `pids` tells which run at the moment."""
+
+    def end(self) -> None:
+        """Come to an end soon; no role runs any more."""
+
+
 class Supervisor:
     """Runs roles of one data directory, whose lock it holds."""
 
@@ -87,7 +97,9 @@ class Supervisor:
         *,
         only: Sequence[str] = ROLES_IN_ORDER,
         say: Callable[[str], None] = lambda _: None,
+        observers: Sequence[Observer] = (),
     ) -> None:
+        self._observers = observers
         self._plan = plan
         self._layout = layout
         self._clock = clock
@@ -117,6 +129,8 @@ class Supervisor:
             replace(self._layout.plan, msgspec.json.encode(self._plan))
             self._lifeline = os.pipe()
             try:
+                for observer in self._observers:
+                    observer.begin(self.pids)
                 if "collect" in self._roles:
                     self._wait_ready(self._start("collect"))
                 for child in [self._start(r) for r in self._roles if r != "collect"]:
@@ -127,6 +141,13 @@ class Supervisor:
                 self._stop_all()
                 for descriptor in self._lifeline:
                     os.close(descriptor)
+                for observer in self._observers:
+                    observer.end()
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of each role that runs now; from any thread."""
+        children = list(self._children.items())
+        return {r: c.process.pid for r, c in children if c.process.returncode is None}
 
     def _start(self, role: str) -> Child:
         reader, writer = os.pipe()

@@ -114,3 +114,18 @@ class Options:
         example=60.0,
         at_least=0,
     )
+    sample_every_s: float = option(
+        2.0,
+        doc="How often it is noted what each role uses of the machine, in `samples`; 0 never.",
+        unit="s",
+        example=10.0,
+        at_least=0,
+        at_most=3600,
+    )
+    samples_retention_s: float = option(
+        7 * 86_400.0,
+        doc="Samples are kept for this long, and until that day is over.",
+        unit="s",
+        example=86_400.0,
+        at_least=0,
+    )

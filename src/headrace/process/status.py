@@ -46,6 +46,8 @@ class Status(msgspec.Struct):
     epoch: int
     behind: int
     epoch_s: float
+    freshness_s: float | None
+    """Of the newest epoch that read records; see `freshness_s_of`."""
     alarm: str
     restarts: int
     waiting_for: str
@@ -66,6 +68,7 @@ def status_of(progress: Progress, last: LedgerRow | None, clock: Clock, state: s
         epoch=last.epoch if last else 0,
         behind=progress.behind,
         epoch_s=progress.epoch_s,
+        freshness_s=freshness_s_of(last) if last else None,
         alarm=progress.alarm,
         restarts=progress.restarts,
         waiting_for=progress.waiting_for,
@@ -74,6 +77,15 @@ def status_of(progress: Progress, last: LedgerRow | None, clock: Clock, state: s
         topics={k: to_dict(v) for k, v in last.topic_totals.items()} if last else {},
         tables={k: to_dict(v) for k, v in last.table_totals.items()} if last else {},
     )
+
+
+def freshness_s_of(row: LedgerRow) -> float | None:
+    """Return how long the last record that an epoch read had been received when it was committed.
+
+    Of several partitions it is the longest; None if the epoch read none.
+    """
+    received_us = [row.clocks[p] for p in row.read_from if p in row.clocks]
+    return max(0, row.committed_at_us - min(received_us)) / 1e6 if received_us else None
 
 
 def write(directory: Path, status: Status, progress: Progress) -> None:

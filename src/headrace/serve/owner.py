@@ -14,12 +14,18 @@ import pyarrow as pa
 from headrace.define.types import quoted
 from headrace.model.errors import HeadraceError, Invalid
 from headrace.model.plan import DEAD_LETTERS, KNOWN_IDS, LEDGER
+from headrace.model.samples import SAMPLES, SAMPLES_NAME
 from headrace.model.site import Site
 from headrace.serve.query import SETTINGS, failure, with_distinct_names
 from headrace.serve.relations import Relation, columns_of
 from headrace.tables.near import NearTables
 
-SYSTEM = {"dead_letters": DEAD_LETTERS, "known_ids": KNOWN_IDS, "ledger": LEDGER}
+SYSTEM = {
+    "dead_letters": DEAD_LETTERS,
+    "known_ids": KNOWN_IDS,
+    "ledger": LEDGER,
+    SAMPLES_NAME: SAMPLES,
+}
 """Bare name → storage name of the pipeline's own tables."""
 SCHEMAS = ("tables", "views")
 
@@ -28,8 +34,8 @@ class OwnerSql:
     """One in-memory database in which a data directory's tables can be read by name.
 
     A name is `tables.purchases`, `views.per_minute`, or the bare name of either; `dead_letters`,
-    `ledger` and `known_ids` are the pipeline's own. Every query sees the newest versions. Not for
-    use from two threads, except `interrupt`.
+    `ledger`, `known_ids` and `samples` are the pipeline's own. Every query sees the newest
+    versions. Not for use from two threads, except `interrupt`.
     """
 
     def __init__(self, site: Site) -> None:
@@ -107,7 +113,12 @@ class OwnerSql:
     def _written(self) -> dict[str, str]:
         """Return every name as SQL → storage name; the pipeline's own come before others."""
         stored = self._tables.names()
-        named = {f"main.{quoted(n)}": s for n, s in SYSTEM.items() if s in stored}
+        own = {s.partition("/")[2] for s in stored if s.partition("/")[0] in SCHEMAS}
+        named = {
+            f"main.{quoted(n)}": s
+            for n, s in SYSTEM.items()
+            if s in stored and (n != SAMPLES_NAME or n not in own)
+        }
         for storage in stored:
             schema, _, name = storage.partition("/")
             if schema in SCHEMAS:

@@ -26,6 +26,7 @@ from headrace.model.plan import (
     Column,
     Plan,
 )
+from headrace.model.samples import SAMPLE_SCHEMA, SAMPLES, SAMPLES_NAME
 from headrace.model.tables import DataFile, Snapshot
 
 DEAD_LETTERS_NAME = "dead_letters"
@@ -193,6 +194,14 @@ class Catalog:
         status = (Column("status", "VARCHAR"), _status_sql(self._acts()))
         return replace(letters, derived=(status, *letters.derived[1:]))
 
+    def samples(self) -> Relation:
+        """Return what the roles used of their machines."""
+        return self._newest(SAMPLES, self._samples)
+
+    def has(self, name: str) -> bool:
+        """Return whether the plan has a table or view of that name."""
+        return name in self._tables or name in self._views
+
     def find(self, name: str) -> Relation:
         """Return the table or view of that name."""
         return self.table(name) if name in self._tables else self.view(name)
@@ -227,6 +236,12 @@ class Catalog:
         key = view.key or tuple(c.name for c in columns)
         source = table.storage if table else f"tables/{view.table}"
         return Relation(name, storage, source, topics, columns, key, snapshot)
+
+    def _samples(self, snapshot: Snapshot | None) -> Relation:
+        # They come from no topic, so nothing is said of offsets.
+        columns = with_stored(columns_of(SAMPLE_SCHEMA), snapshot)
+        key = ("sampled_at", "node", "role", "pid")
+        return Relation(SAMPLES_NAME, SAMPLES, SAMPLES, (), columns, key, snapshot)
 
     def _dead_letters(self, snapshot: Snapshot | None) -> Relation:
         columns = with_stored(columns_of(DEAD_LETTER_SCHEMA), snapshot)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import msgspec
 
 from headrace.model.errors import Corrupt
+from headrace.model.samples import SAMPLES
 from headrace.tables import log_entries, log_state
 from headrace.tables.delta import DeltaTables
 from headrace.tables.log_entries import Entry, LastCheckpoint
@@ -32,17 +33,21 @@ def repair(tables: DeltaTables) -> list[str]:
     3. Check every commit after it: a newest one that is empty, cut off, or names a file that is
        missing or has another size is removed.
 
-    Damage that is followed by a later commit, and a hole in the log, are `Corrupt`.
+    Damage that is followed by a later commit, and a hole in the log, are `Corrupt`. The samples are
+    left out: they are written meanwhile, and who writes them sees to them.
     """
     if not isinstance(tables.storage, LocalStorage):
         return []
     tables.storage.clear_temporary()  # 1
-    cut_back = []
-    for name in tables.names():
-        base_version = _repair_checkpoints(tables.storage, name)  # 2
-        if _repair_commits(tables.storage, name, base_version):  # 3
-            cut_back.append(name)
-    return cut_back
+    return [n for n in tables.names() if n != SAMPLES and repair_table(tables, n)]
+
+
+def repair_table(tables: DeltaTables, name: str) -> bool:
+    """Check one table, as `repair` does; return whether it lost a damaged newest commit."""
+    if not isinstance(tables.storage, LocalStorage):
+        return False
+    base_version = _repair_checkpoints(tables.storage, name)  # 2
+    return _repair_commits(tables.storage, name, base_version)  # 3
 
 
 def _repair_checkpoints(storage: Storage, name: str) -> int:

@@ -269,14 +269,15 @@ class LocalStorage:
     def clear_temporary(self) -> int:
         """Remove what a killed process left unfinished; return how much it was.
 
-        Only for the holder of the data directory's lock: nobody else may be writing.
+        Only for the holder of the data directory's lock. Of others only the supervisor may be
+        writing, samples: it tries again if that is taken from it, and may be quicker than we.
         """
         left = list(self._temporary.iterdir())
         for path in left:
             if path.is_dir():
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink()
+                path.unlink(missing_ok=True)
         return len(left)
 
     def _unique(self) -> str:

@@ -36,7 +36,8 @@ _HELP = "One SELECT, ended by a semicolon. .tables lists what there is, .quit en
 def sql(query: str | None, layout: Layout, *, as_json: bool) -> None:
     """Run one SELECT over tables and views, or without QUERY ask for one after another.
 
-    The SQL is DuckDB's. Tables and views go by their names, dead_letters and ledger are there too.
+    The SQL is DuckDB's. Tables and views go by their names; dead_letters, ledger and samples
+    are there too: what could not become rows, the epochs, and what each role used of its machine.
     With --json the rows are printed as a list of objects.
     """
     require(layout)

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from headrace.model.samples import SAMPLES_NAME
 from headrace.serve import formats
 from headrace.serve.bodies import read_json
 from headrace.serve.endpoints import asked
@@ -56,7 +57,9 @@ class SqlEndpoint:
         wanted.arguments.finish()
         statement = await read_json(request, Statement, _SHAPE)
         plan = self._readings.plan
-        names = [*(t.name for t in plan.tables), *(v.name for v in plan.views), DEAD_LETTERS_NAME]
+        named = (*(t.name for t in plan.tables), *(v.name for v in plan.views))
+        # A table of the pipeline that is called as one of ours goes first.
+        names = [*dict.fromkeys((*named, DEAD_LETTERS_NAME, SAMPLES_NAME))]
         ask = Ask(
             statement.sql, wanted.format, rows_max, max(wanted.timeout_s, TIMEOUT_S_MIN), names
         )
@@ -99,7 +102,11 @@ class _Lent(StreamingResponse):
 
 
 def _find(catalog: Catalog, name: str) -> Relation:
-    return catalog.dead_letters() if name == DEAD_LETTERS_NAME else catalog.find(name)
+    if name == DEAD_LETTERS_NAME:
+        return catalog.dead_letters()
+    if name == SAMPLES_NAME and not catalog.has(SAMPLES_NAME):
+        return catalog.samples()
+    return catalog.find(name)
 
 
 def _fetched(reading: Reading) -> Reading:
