@@ -102,7 +102,7 @@ def test_what_init_writes_passes_the_check(template, headrace, tmp_path):
     assert headrace("init", template).status == 0
     ended = headrace("check", "pipeline.py")
     assert (ended.status, ended.err) == (0, "")
-    assert "pipeline.py is fine: 1 topic" in ended.out
+    assert "pipeline.py is fine" in ended.out
     assert headrace("check", "pipeline.py", "--json").json() == []
 
 
@@ -112,6 +112,15 @@ def test_init_does_not_write_over_a_file(headrace, tmp_path):
     assert ended.status == 1
     assert "exists already" in ended.err
     assert (tmp_path / "pipeline.py").read_text() == "mine"
+
+
+def test_init_does_not_write_over_what_a_template_reads(headrace, tmp_path):
+    (tmp_path / "plant").mkdir()
+    (tmp_path / "plant" / "workorder.ndjson").write_text("mine")
+    ended = headrace("init", "factory")
+    assert ended.status == 1
+    assert "plant/workorder.ndjson exists already" in ended.err
+    assert not (tmp_path / "pipeline.py").exists()
 
 
 BROKEN = """from headrace import Pipeline, Record
