@@ -59,6 +59,8 @@ class PipelineKit:
         self.clock = clock or ManualClock()
         self._open = contextlib.ExitStack()
         folder = self._open.enter_context(tempfile.TemporaryDirectory(prefix="headrace-kit-"))
+        self.folder = Path(folder)
+        """The data directory, for other readers; it is gone when the kit is closed."""
         layout = Layout.at(folder)
         layout.run.mkdir()
         self._tables = DeltaTables(layout.root, self.clock)
