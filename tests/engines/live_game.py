@@ -5,14 +5,16 @@ What a reader must find at a version is asked of our own tables at that version,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 import threading
+from collections import Counter, defaultdict
 
 import duckdb
 import httpx2
-from run_example import ROOT
+from run_example import ROOT, Run, until
 
 from headrace.model.clock import SystemClock
 from headrace.tables.delta import DeltaTables
@@ -40,6 +42,9 @@ KINGDOMS = ("Animalia", "Plantae", "Fungi", "not given")
 HOSTS = ("user1.comcast.com", "user2.att.com", "user3.example.com")
 RECORDS = 40
 """Occurrence records, each of which is seen again and again, in another kingdom."""
+EARLIER = 3
+"""The version that pages ask for, where they ask for one."""
+VERSIONS, ASKED_MAX = 4, 200
 PAUSE_S = 0.2
 EVERY = "1 s"
 """Of an epoch: longer than the example's, for the machine has other things to do."""
@@ -53,6 +58,38 @@ def write_pipeline(folder):
     assert slower != game
     path.write_text(slower + OCCURRENCES)
     return path
+
+
+class Sent:
+    """What was sent, turn by turn, and the plain counts of it."""
+
+    def __init__(self):
+        self.messages, self.ends, self.seen = [], [], {}
+
+    def turn(self, turn):
+        """Return the records of a turn by their topic."""
+        made = {"MessageHistory": list(acts(turn)), "seen": list(sightings(turn))}
+        self.messages += made["MessageHistory"]
+        self.ends.append(len(self.messages))
+        self.seen |= {record["id"]: record for record in made["seen"]}
+        return made
+
+    def by_type(self):
+        return Counter(message["event_type"] for message in self.messages)
+
+    def asked_by_host(self):
+        """Return the programs of those who asked, by host."""
+        found = defaultdict(list)
+        for message in self.messages:
+            if message["event_type"] == "request_group":
+                found[message["Host"]].append(message["User-Agent"])
+        return found
+
+    def by_kingdom(self):
+        return Counter(record["kingdom_normalised"] for record in self.seen.values())
+
+    def messages_until(self, turns):
+        return self.ends[turns - 1]
 
 
 class Player:
@@ -75,12 +112,13 @@ class Player:
         assert self._failure is None, self._failure
 
     def _play(self):
+        sent = Sent()
         try:
             for turn in itertools.count():
                 if self._ended.wait(PAUSE_S):
                     return
-                self._send("MessageHistory", acts(turn))
-                self._send("seen", sightings(turn))
+                for topic, records in sent.turn(turn).items():
+                    self._send(topic, records)
         except Exception as e:  # noqa: BLE001 - told by whoever waits for the thread
             self._failure = e
 
@@ -116,16 +154,33 @@ def sightings(turn):
         }
 
 
+@contextlib.contextmanager
+def playing(folder, names):
+    """Play the game in `folder`, with its tables in game-data; give our own answers over them.
+
+    `names`: the table of ours by the name that another engine knows it by. It begins when all of
+    them have been written a few times.
+    """
+    with Run(write_pipeline(folder), folder / "game-data") as run, Player(run.url):
+        ours = Ours(run.data, names)
+        until(ours.versions, lambda versions: min(versions) > EARLIER)
+        yield ours
+
+
 class Ours:
     """Our own answers over the tables of a data directory, at any version."""
 
     def __init__(self, data, names):
-        """`names`: the table of ours by the name that another engine knows it by."""
         self._tables = DeltaTables(data, SystemClock())
         self._names = names
 
     def version(self, name):
         return self._tables.snapshot(self._names[name]).version
+
+    def versions(self):
+        """Return the version of each table; -1 of one that is not there yet."""
+        found = map(self._tables.snapshot, self._names.values())
+        return [-1 if snapshot is None else snapshot.version for snapshot in found]
 
     def answer(self, statement, version):
         """Return the rows of a statement over `game.NAME` as of a version."""
@@ -136,6 +191,15 @@ class Ours:
             connection.register("rows", rows)
             connection.execute(f"CREATE VIEW game.{name} AS FROM rows")
             return connection.execute(statement).fetchall()
+
+    def never_torn(self, statement, ask):
+        """Check that each answer is true at one version, until it was so at a few of them."""
+        seen = set()
+        for _ in range(ASKED_MAX):
+            seen.add(self.true_version(statement, ask))
+            if len(seen) == VERSIONS:
+                return
+        raise AssertionError(f"the table was not written meanwhile: {seen}")
 
     def true_version(self, statement, ask):
         """Return the version at which another's answer is true; it must be one of the newest.

@@ -6,9 +6,8 @@ import re
 
 import pytest
 import trino
-from live_game import Ours, Player, write_pipeline
+from live_game import playing
 from pages import blocks, statements
-from run_example import Run, until
 
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Unavailable
@@ -24,7 +23,6 @@ QUESTIONS = (
     "kingdoms",
     "partitions",
 )
-VERSIONS, COUNTS_MAX = 4, 200
 LOCATION = re.compile(r"table_name => '(\w+)',\s+table_location => 'local:///game-data/([^']+)'")
 NAMES = dict(LOCATION.findall(SQL["register"]))
 
@@ -55,28 +53,12 @@ def ask(server):
 
 
 @pytest.fixture(scope="module")
-def played(server, folder):
-    """The game as it is played, until the last test has ended."""
-    with Run(write_pipeline(folder), folder / "game-data") as run, Player(run.url):
-        yield run
-
-
-@pytest.fixture(scope="module")
-def ours(played, ask):
-    ours = Ours(played.data, NAMES)
-    for name in NAMES:
-        until(lambda name=name: written(ours, name), lambda version: version > 2)
-    for statement in statements(SQL["register"]):
-        ask(statement)
-    return ours
-
-
-def written(ours, name):
-    """Return a table's version; 0 before there is one."""
-    try:
-        return ours.version(name)
-    except AttributeError:
-        return 0
+def ours(folder, ask):
+    """Our own answers, while the game is played until the last test has ended."""
+    with playing(folder, NAMES) as ours:
+        for statement in statements(SQL["register"]):
+            ask(statement)
+        yield ours
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -86,12 +68,7 @@ def test_an_old_question(name, ours, ask):
 
 def test_counts_are_never_torn(ours, ask):
     counting = "SELECT count(*), count(DISTINCT event_id), max(_offset) FROM game.messages"
-    seen = set()
-    for _ in range(COUNTS_MAX):
-        seen.add(ours.true_version(counting, ask))
-        if len(seen) == VERSIONS:
-            return
-    pytest.fail(f"the table was not written meanwhile: {seen}")
+    ours.never_torn(counting, ask)
 
 
 def test_earlier_versions(ours, ask):
@@ -114,5 +91,16 @@ def test_the_python_client(ours, server):
     assert [(names["requests"],)] in [ours.answer(counting, v) for v in range(first, last + 1)]
 
 
+def test_a_table_is_forgotten_and_known_again(ours, ask, folder):
+    files = folder / "game-data" / NAMES["group_requests"]
+    ask(SQL["forget"])
+    assert any(files.glob("*.parquet"))
+    with pytest.raises(trino.exceptions.TrinoUserError, match=r"group_requests.* does not exist"):
+        ask(SQL["the view"])
+    (again,) = [s for s in statements(SQL["register"]) if "group_requests" in s]
+    ask(again)
+    ours.true_version(SQL["the view"], ask)
+
+
 def test_every_statement_of_the_page_is_asked():
-    assert set(SQL) == {*QUESTIONS, "register", "versions", "as of a version"}
+    assert set(SQL) == {*QUESTIONS, "register", "versions", "as of a version", "forget"}
