@@ -217,6 +217,51 @@ def test_an_event_stream_ends_after_its_bound(upstream, log, port, tmp_path):
         assert 50 < len(body) < 1_000
 
 
+@contextmanager
+def listener(port):
+    """Listen to the stream; yield when its first event is there."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
+        connection.sendall(b"GET /live HTTP/1.1\r\nHost: h\r\n\r\n")
+        received = b""
+        while b"data: 1\n\n" not in received:
+            received += connection.recv(1_000)
+        yield
+
+
+def listens(port):
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:
+        connection.sendall(b"GET /live HTTP/1.1\r\nHost: h\r\n\r\n")
+        return b" 200 " in connection.recv(1_000)
+
+
+def refusal(port, path):
+    status, headers, body = ask(port, "GET", path)
+    assert (status, dict(headers)["retry-after"]) == (503, "1")
+    return json.loads(body)["error"]["code"]
+
+
+def test_one_listener_too_many_is_told_and_others_are_served(upstream, log, port, tmp_path):
+    sent = {"Content-Type": "application/json"}
+    limits = Limits(bridge_streams_max=2, bridge_connections_max=3)
+    with running(log, port, tmp_path, limits), listener(port):
+        with listener(port):
+            assert refusal(port, "/live") == "too_many_listeners"
+            assert ask(port, "GET", "/v1/tables")[0] == 201
+            assert ask(port, "POST", "/v1/topics/events", b"{}", sent)[0] == 200
+        # The place of the one that left is free as soon as that is noticed.
+        deadline_s = time.monotonic() + 20
+        while not listens(port):
+            assert time.monotonic() < deadline_s
+
+
+def test_reads_beyond_the_bound_are_told_and_records_are_still_taken(upstream, log, port, tmp_path):
+    sent = {"Content-Type": "application/json"}
+    limits = Limits(bridge_streams_max=2, bridge_connections_max=2)
+    with running(log, port, tmp_path, limits), listener(port), listener(port):
+        assert refusal(port, "/v1/tables") == "too_busy"
+        assert ask(port, "POST", "/v1/topics/events", b"{}", sent)[0] == 200
+
+
 def test_streams_end_when_the_collector_stops(upstream, log, port, tmp_path):
     with running(log, port, tmp_path, Limits()) as stop:
         with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection:

@@ -51,6 +51,8 @@ class Bridge:
         """Pass on to the socket `upstream`; large answers go through files in `spool`."""
         self._limits = limits
         self._spool = spool
+        self._streams = 0
+        """Event streams that are passed on now."""
         self._client = httpx2.AsyncClient(
             transport=httpx2.AsyncHTTPTransport(
                 uds=str(upstream),
@@ -79,6 +81,8 @@ class Bridge:
         )
         try:
             answer = await self._client.send(asked, stream=True)
+        except httpx2.PoolTimeout:
+            return _send(outgoing, refusal(_busy()))
         except (httpx2.TransportError, OSError) as error:
             return _send(outgoing, refusal(_absent(error)))
         try:
@@ -89,7 +93,13 @@ class Bridge:
     async def _pass_back(self, method: str, answer: httpx2.Response, outgoing: Any) -> int:  # noqa: ANN401
         headers = _answer_headers(answer)
         if answer.headers.get("content-type", "").startswith(_EVENT_STREAM) and method != "HEAD":
-            await self._stream(answer, headers, outgoing)
+            if self._streams >= self._limits.bridge_streams_max:
+                return _send(outgoing, refusal(_too_many_listen()))
+            self._streams += 1
+            try:
+                await self._stream(answer, headers, outgoing)
+            finally:
+                self._streams -= 1
             return answer.status_code
         held = bytearray()
         try:
@@ -178,6 +188,22 @@ def _answer_headers(answer: httpx2.Response) -> list[tuple[str, str]]:
         for name, value in answer.headers.multi_items()
         if name.lower() not in _HOP_BY_HOP
     ]
+
+
+def _too_many_listen() -> Unavailable:
+    return Unavailable(
+        "Too many listen already",
+        hint="Ask for the view itself instead, now and then.",
+        code="too_many_listeners",
+    )
+
+
+def _busy() -> Unavailable:
+    return Unavailable(
+        "Too many requests are under way already",
+        hint="Records are still taken. Ask again after the seconds in Retry-After.",
+        code="too_busy",
+    )
 
 
 def _absent(error: Exception) -> Unavailable:

@@ -34,8 +34,10 @@ class Limits:
     """From the start of a request's head to its end, and for a connection that says nothing."""
     stop_timeout_s: float = 8.0
     """How long a stop waits for what is under way; the rest of ten seconds closes the log."""
-    bridge_connections_max: int = 1_024
-    """Requests that are under way at the other role at once; above it 503."""
+    bridge_streams_max: int = 1_024
+    """Event streams of the other role that are passed on at once; above it 503."""
+    bridge_connections_max: int = 1_280
+    """Requests that are under way at the other role at once, streams among them; above it 503."""
     bridge_held_bytes_max: int = 1 << 20
     """A bridged answer up to this size is held in memory, a larger one goes through a file."""
     bridge_stream_bytes_max: int = 64 << 20
