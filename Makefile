@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 BENCHMARKS ?= door stage pipeline fresh growth keyed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-biodiversity demo-cluster demo-factory test lint format docs bench bench-cluster clean
+.PHONY: help setup demo demo-biodiversity demo-cluster demo-factory test test-presto lint format docs bench bench-cluster clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -36,6 +36,9 @@ demo-factory: $(READY) ## tap two streams of a plant for a minute, its server ki
 
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+test-presto: $(READY) ## have Presto read tables as they are written (the first time it downloads 2.1 GB)
+	HEADRACE_TEST_PRESTO=1 $(BIN)/python -m pytest tests/engines/test_presto.py
 
 lint: $(READY) ## check style, types and layers
 	$(BIN)/ruff check
