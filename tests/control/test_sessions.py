@@ -114,14 +114,14 @@ def test_only_this_servers_pages_count(method, headers, counts):
     assert sessions.shown(asked, method) == ("text" if counts else None)
 
 
-@pytest.mark.parametrize("cookie", ["", "a=b", "x_headrace_session=1", "headrace_sessions=1"])
+@pytest.mark.parametrize("cookie", ["", "a=b", "x_headrace-session=1", "headrace-sessions=1"])
 def test_other_cookies_are_none(cookie):
     assert sessions.shown({**HOST, "cookie": cookie}, "GET") is None
 
 
 def test_the_cookie_is_for_this_server_alone():
     said = sessions.cookie_of("t", is_https=True)
-    for word in ("headrace_session=t;", "HttpOnly", "SameSite=Strict", "Secure", "Path=/;"):
+    for word in ("headrace-session=t;", "HttpOnly", "SameSite=Strict", "Secure", "Path=/;"):
         assert word in said
     assert "Secure" not in sessions.cookie_of("t", is_https=False)
     assert "Max-Age=0" in sessions.cookie_of("", is_https=False)

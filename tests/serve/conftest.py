@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.app.site import site_of
-from headrace.log.embedded import EmbeddedLog
+from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
 from headrace.model.clock import SystemClock
 from headrace.model.deployment import Deployment, TableSettings
 from headrace.model.layout import Layout
@@ -34,7 +34,7 @@ from headrace.model.plan import (
 )
 from headrace.model.schema import Field, Schema, Type
 from headrace.process.ledger import FileChange, Ledger, LedgerRow
-from headrace.serve.api import create_app
+from headrace.serve.api import Stores, create_app
 from headrace.tables.near import NearTables
 
 PROGRAM = Path(__file__).with_name("server_process.py")
@@ -318,13 +318,13 @@ class Client:
 
     def __init__(self, world, plan=PLAN, *, tables=None, alone=True, **more) -> None:
         tables = tables or world.tables
+        folder = None if isinstance(tables, NearTables) else world.layout.root
+        self.reader = EmbeddedLogReader(world.layout.log)
         self.app = create_app(
             plan,
-            tables,
-            world.log,
+            Stores(tables, folder, world.log, self.reader),
             world.layout,
             world.clock,
-            folder=None if isinstance(tables, NearTables) else world.layout.root,
             alone=alone,
             waits_for=() if alone else ("collect", "process"),
             **more,
@@ -349,6 +349,7 @@ class Client:
         async def end():
             async with self.app.router.lifespan_context(self.app):
                 await self.http.aclose()
+            self.reader.close()
 
         if self.app is None:
             return
@@ -361,6 +362,8 @@ class Client:
 def shop(tmp_path_factory):
     """A client of five sales that no test changes."""
     world = World(tmp_path_factory.mktemp("shop") / "data")
+    for topic in world.plan.topics:
+        world.log.create(topic.name, topic.partitions)
     hosts = ["a", "b", None, "a", "it's"]
     world.epoch([world.sale(i, host) for i, host in enumerate(hosts)])
     client = Client(world)

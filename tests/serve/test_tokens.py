@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from contextlib import closing
+from urllib.parse import urlencode
 
 import msgspec
 import pytest
@@ -68,6 +69,10 @@ def filled(template):
     return re.sub(r"\{(\w+)\}", lambda m: names.get(m[1], "some"), template)
 
 
+ENDLESS = "/_/changes"
+"""A stream that waits for what does not come here: asked only by those who are refused."""
+
+
 def every_path(app):
     """Yield each (method, path) of the application, with the path's template."""
     for route in app.routes:
@@ -75,13 +80,20 @@ def every_path(app):
             yield method, filled(route.path), route.path
 
 
-def test_every_path_but_health_asks_for_a_token(guarded):
+UNASKED = {
+    (method, path)
+    for path in ("/healthz", "/_/sign-in", "/_/static/{asset}")
+    for method in ("GET", "HEAD")
+} | {("POST", "/_/sign-in"), ("POST", "/_/sign-out")}
+
+
+def test_every_path_but_a_few_asks_for_a_token(guarded):
     paths = list(every_path(guarded.app))
     assert len(paths) > 30
-    for method, path, _ in paths:
+    for method, path, template in paths:
         answer = guarded(method, path)
-        if path == "/healthz":
-            assert answer.status_code == 200
+        if (method, template) in UNASKED:
+            assert answer.status_code < 400 or path == "/_/sign-in", (method, path)
             continue
         assert answer.status_code == 401, (method, path)
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -117,10 +129,12 @@ def test_a_scope_is_enough_and_another_is_not(guarded):
     admin = guarded.make("admin")
     for method, path, template in every_path(guarded.app):
         scope = scope_of("GET" if method == "HEAD" else method, template, guarded.plan)
-        if path == "/healthz":
+        if (method, template) in UNASKED:
             continue
         wanted = 415 if scope == "sql" else 403
         assert guarded(method, path, append).status_code == wanted, (method, path)
+        if path == ENDLESS:
+            continue
         answer = guarded(method, path, read)
         if scope in {"admin", "sql"}:
             assert answer.status_code == 403, (method, path)
@@ -139,7 +153,7 @@ def test_a_path_without_a_declared_scope_stops_the_server(guarded):
 
 def test_no_scope_is_declared_for_a_path_that_is_not_served(guarded):
     served = {(m, r.path) for r in guarded.app.routes for m in r.methods}
-    optional = {(m, p) for m, p in SCOPES if p.startswith("/v1/sources")}
+    optional = {(m, p) for m, p in SCOPES if p.startswith(("/v1/sources", "/_/sources"))}
     assert set(SCOPES) - served - optional == set()
 
 
@@ -240,3 +254,63 @@ def test_without_tokens_there_are_no_paths_to_make_them(client):
     described = client.get("/openapi.json").json()
     assert not any(path.startswith(TOKENS) for path in described["paths"])
     assert "securitySchemes" not in described["components"]
+
+
+# --- people
+
+
+def sign_in(guarded, text, **headers):
+    headers = {"content-type": "application/x-www-form-urlencoded", **headers}
+    body = f"token={text}&next=%2F_%2Ftopics%3Ftext%3Da".encode()
+    return guarded.client.ask("/_/sign-in", "POST", headers=headers, content=body)
+
+
+def test_a_person_is_sent_to_sign_in_and_back(guarded):
+    asked = guarded("GET", "/_/topics?text=a", accept="text/html,*/*")
+    assert asked.status_code == 303
+    assert asked.headers["location"] == "/_/sign-in?next=%2F_%2Ftopics%3Ftext%3Da"
+    form = guarded("GET", asked.headers["location"])
+    assert 'value="/_/topics?text=a"' in form.text
+    answer = sign_in(guarded, guarded.make("read", "sql"))
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/_/topics?text=a"
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    assert "hr_session_" in cookie
+    shown = guarded("GET", "/_/tables", cookie=cookie)
+    assert shown.status_code == 200
+    assert "Sign out" in shown.text
+    own = {"cookie": cookie, "sec-fetch-site": "same-origin"}
+    assert guarded("POST", "/v1/sql", body={"sql": "SELECT 1"}, **own).status_code == 200
+    other = {"cookie": cookie, "sec-fetch-site": "same-site"}
+    assert guarded("POST", "/v1/sql", body={"sql": "SELECT 1"}, **other).status_code == 401
+    out = guarded("POST", "/_/sign-out", **own)
+    assert out.status_code == 303
+    assert "Max-Age=0" in out.headers["set-cookie"]
+    guarded.clock.advance(FRESH_S)
+    assert guarded("GET", "/_/tables", cookie=cookie).status_code == 401
+
+
+def test_a_token_that_is_not_good_signs_nobody_in(guarded):
+    answer = sign_in(guarded, "hr_api_x")
+    assert answer.status_code == 401
+    assert "none that is good" in answer.text
+    assert sign_in(guarded, guarded.make("append:events")).status_code == 403
+    for _ in range(FAILED_MAX):
+        answer = sign_in(guarded, "hr_api_x")
+    assert answer.status_code == 429
+
+
+def test_other_sites_sign_nobody_in(guarded):
+    text = guarded.make("read")
+    for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        refused = sign_in(guarded, text, **headers)
+        assert refused.status_code == 403
+        assert "set-cookie" not in refused.headers
+
+
+@pytest.mark.parametrize("next_", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
+def test_who_signs_in_stays_here(guarded, next_):
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    body = urlencode({"token": guarded.make("read"), "next": next_}).encode()
+    answer = guarded.client.ask("/_/sign-in", "POST", headers=headers, content=body)
+    assert answer.headers["location"] == "/_/"

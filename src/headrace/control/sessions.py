@@ -22,7 +22,7 @@ from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
 from headrace.model.log import Log
 
-COOKIE = "headrace_session"
+COOKIE = "headrace-session"
 LIFETIME_S = 12 * 3_600
 """A working day."""
 

@@ -16,13 +16,11 @@ from headrace.control.admission import OPEN_PATH, Admission
 from headrace.control.tokens import ADMIN, APPEND, READ, SQL
 from headrace.model.errors import Internal
 from headrace.model.plan import Plan
-from headrace.serve.dashboard import dashboard_paths
+from headrace.serve.dashboard import handlers as dashboard
+from headrace.serve.dashboard.handlers import OPEN, dashboard_paths
 
 SCHEME = "token"
 """What the OpenAPI document calls the way to show a token."""
-
-OPEN = ""
-"""Not a scope: the path is answered without a token."""
 
 SCOPES = {
     ("GET", "/v1/tables"): READ,
@@ -48,8 +46,8 @@ SCOPES = {
     ("GET", "/docs"): READ,
     ("GET", "/ready"): READ,
     ("GET", "/metrics"): READ,
-    ("GET", "/_/{asset}"): READ,
     ("GET", OPEN_PATH): OPEN,
+    **dashboard.SCOPES,
 }
 """Dead letters hold records as they were sent, so to read them is to read the topic."""
 
@@ -94,14 +92,17 @@ class Access:
         """Raise unless the request's token has a scope; keep the token in `request.state.token`."""
         if self._admission is None:
             return
-        client = request.client.host if request.client is not None else ""
-        if not self._alone:
-            # What the collector saw: nobody else reaches its socket, and it lets no other through.
-            client = request.headers.get("x-forwarded-for", "")
         request.state.token = self._admission.admit(
             request.headers.get("authorization"),
             scope,
             origin=request.headers.get("origin"),
-            client=client,
+            client=self.client(request),
             session=sessions.shown(request.headers, request.method),
         )
+
+    def client(self, request: Request) -> str:
+        """Return the address that a request comes from."""
+        if not self._alone:
+            # What the collector saw: nobody else reaches its socket, and it lets no other through.
+            return request.headers.get("x-forwarded-for", "")
+        return request.client.host if request.client is not None else ""

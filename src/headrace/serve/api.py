@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -21,11 +22,14 @@ from headrace.control.admission import OPEN_PATH, Admission
 from headrace.model.clock import Clock
 from headrace.model.errors import Corrupt, HeadraceError, Internal
 from headrace.model.layout import Layout
-from headrace.model.log import Log
+from headrace.model.log import Log, LogReader
 from headrace.model.plan import Plan
 from headrace.model.tables_to_read import TablesToRead
 from headrace.serve.access import Access, scope_of
-from headrace.serve.dashboard import Dashboard, asset, dashboard_paths
+from headrace.serve.dashboard.changes import Changes
+from headrace.serve.dashboard.handlers import Parts, dashboard_handlers, dashboard_paths
+from headrace.serve.dashboard.page import ROOT, Shell
+from headrace.serve.dashboard.session import SessionPages, to_sign_in
 from headrace.serve.documentation import documentation_page
 from headrace.serve.endpoints import Endpoints, NamedQuery, json_response
 from headrace.serve.errors import error_response, on_http_exception
@@ -51,12 +55,26 @@ class Tokens(NamedTuple):
     log: Log
 
 
+class Stores(NamedTuple):
+    """What is read, and where what people decide is kept."""
+
+    tables: TablesToRead
+    folder: Path | None
+    """Where the tables are if they are files here."""
+    log: Log
+    """Knows what was done about dead letters, and takes what is to be."""
+    reader: LogReader
+    """Of the same log, for the pages that show topics."""
+
+
 class Served(NamedTuple):
     """A path, and by method who answers it and which scope that asks for."""
 
     path: str
     handlers: dict[str, Handler]
     scopes: dict[str, str]
+    is_page: bool = False
+    """Whether people look at it."""
 
 
 MEMORY_SHARE = 4
@@ -69,12 +87,10 @@ _log = logging.getLogger("headrace.serve")
 
 def create_app(
     plan: Plan,
-    tables: TablesToRead,
-    log: Log,
+    stores: Stores,
     layout: Layout,
     clock: Clock,
     *,
-    folder: Path | None,
     alone: bool = False,
     waits_for: Sequence[str] = (),
     tokens: Tokens | None = None,
@@ -82,45 +98,76 @@ def create_app(
 ) -> Starlette:
     """Return the application that answers reads of a data directory.
 
-    `tables` are read; `log` knows what was done about dead letters, and takes what is to be.
-    `folder` is where the tables are if they are files here. `alone` says that clients come without
-    a collector between, `waits_for` on which roles readiness depends. `tokens` are there if the
-    plan asks for tokens, `sources` where a pull role may run beside it. The application's lifespan
-    ends its threads; `app.state.engine` is there to do so at once.
+    `alone` says that clients come without a collector between, `waits_for` on which roles readiness
+    depends. `tokens` are there if the plan asks for tokens, `sources` where a pull role may run
+    beside it. The application's lifespan ends its threads; `app.state.engine` is there to do so at
+    once.
     """
     if plan.options.tokens != (tokens is not None):
         raise Internal("The plan asks for tokens, and there is nothing to judge them by")
-    engine = _engine_of(tables)
-    acts = LetterActs(log, tables, clock)
-    catalog = Catalog(plan, Snapshots(folder, tables), acts.all)
+    engine = _engine_of(stores.tables)
+    acts = LetterActs(stores.log, stores.tables, clock)
+    catalog = Catalog(plan, Snapshots(stores.folder, stores.tables), acts.all)
     readings = Readings(plan, catalog, engine, clock)
     metrics = Metrics(layout.run, clock)
-    sql, live = SqlEndpoint(readings), LiveViews(readings)
+    sql, live, changes = SqlEndpoint(readings), LiveViews(readings), Changes(readings)
     followed = sources and SourceEndpoints(plan, sources, layout.run, clock)
-    dashboard = Dashboard(readings, clock, followed.read if followed else list)
+    access = Access(tokens.admission if tokens is not None else None, alone=alone)
+    shell = Shell(plan, has_sources=followed is not None)
+    turn = threading.Lock()
+    session = tokens and SessionPages(
+        shell, tokens.admission, tokens.log, turn, clock, access.client
+    )
+    kinds = sources.kinds if sources else {}
+    parts = Parts(
+        shell, readings, acts, stores.reader, layout, clock, waits_for, session, followed, kinds
+    )
     handlers: dict[str, dict[str, Handler]] = {
-        **_own_handlers(plan, readings, metrics, layout, clock, dashboard, waits_for),
+        **_own_handlers(plan, readings, metrics, layout, clock, shell, waits_for),
         **_letter_handlers(LetterEndpoints(readings, acts)),
+        **dashboard_handlers(parts, changes),
         "/v1/sql": {"POST": sql.run},
         "/v1/views/{view}/live": {"GET": live.stream},
         **{q.path: {"GET": NamedQuery(q, readings).__call__} for q in plan.queries},
     }
     if tokens is not None:
-        handlers |= _token_handlers(TokenEndpoints(tokens.log, clock))
+        handlers |= _token_handlers(TokenEndpoints(tokens.log, turn, clock))
     if followed is not None:
         handlers |= _source_handlers(followed)
-    access = Access(tokens.admission if tokens is not None else None, alone=alone)
-
-    def endpoint(path: str, by_method: dict[str, Handler]) -> Handler:
-        scopes = {method: scope_of(method, path, plan) for method in by_method}
-        return partial(_guarded, Served(path, by_method, scopes), access, metrics, clock)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         live.close()
+        changes.close()
         await sql.workers.close()
         engine.close()
+
+    app = _application(plan, handlers, access, metrics, clock)
+    app.router.lifespan_context = lifespan
+    app.state.engine = engine
+    app.state.readings = readings
+    app.state.sql_workers = sql.workers
+    app.state.live = live
+    app.state.changes = changes
+    return app
+
+
+def _application(
+    plan: Plan,
+    handlers: dict[str, dict[str, Handler]],
+    access: Access,
+    metrics: Metrics,
+    clock: Clock,
+) -> Starlette:
+    """Return the application that asks each path's scope before it answers."""
+    pages = {*dashboard_paths(plan), "/docs"}
+
+    def endpoint(path: str, by_method: dict[str, Handler]) -> Handler:
+        scopes = {method: scope_of(method, path, plan) for method in by_method}
+        is_page = path in pages or path.startswith(ROOT)
+        served = Served(path, by_method, scopes, is_page)
+        return partial(_guarded, served, access, metrics, clock)
 
     app = Starlette(
         routes=[
@@ -128,14 +175,15 @@ def create_app(
             for path, by_method in handlers.items()
         ],
         exception_handlers={HTTPException: partial(_on_unknown, access)},
-        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.engine = engine
-    app.state.readings = readings
-    app.state.sql_workers = sql.workers
-    app.state.live = live
     return app
+
+
+def _is_person(served: Served, error: HeadraceError, request: Request) -> bool:
+    """Return whether somebody looks for a page without having signed in."""
+    is_page = served.is_page and "text/html" in request.headers.get("accept", "")
+    return is_page and error.code == "unauthorized"
 
 
 def _head_of(response: Response) -> Response:
@@ -179,12 +227,12 @@ def _own_handlers(
     metrics: Metrics,
     layout: Layout,
     clock: Clock,
-    dashboard: Dashboard,
+    shell: Shell,
     waits_for: Sequence[str],
 ) -> dict[str, dict[str, Handler]]:
     endpoints = Endpoints(readings, metrics, layout, clock, waits_for)
     described = openapi(plan)
-    page = documentation_page(described)
+    page = documentation_page(described, shell)
 
     async def get_openapi(_: Request) -> Response:
         return json_response(described)
@@ -203,8 +251,6 @@ def _own_handlers(
         OPEN_PATH: endpoints.healthz,
         "/ready": endpoints.ready,
         "/metrics": endpoints.metrics,
-        **dict.fromkeys(dashboard_paths(plan), dashboard.page),
-        "/_/{asset}": asset,
     }
     return {path: {"GET": handler} for path, handler in reading.items()}
 
@@ -237,7 +283,7 @@ async def _guarded(
             access.check(request, scope)
         response = await served.handlers[method](request)
     except HeadraceError as e:
-        response = error_response(e)
+        response = to_sign_in(request) if _is_person(served, e, request) else error_response(e)
         if isinstance(e, Internal | Corrupt):
             _log.exception("%s %s", request.method, path)
     except HTTPException as e:

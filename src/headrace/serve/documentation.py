@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from headrace.serve.dashboard import html_response
+from headrace.serve.dashboard.page import Shell
 
 Json = dict[str, Any]
 
@@ -15,7 +15,7 @@ _SQL = "```sql\n"
 """How the description of a named query begins."""
 
 
-def documentation_page(described: Json) -> Response:
+def documentation_page(described: Json, shell: Shell) -> Response:
     """Return the page of an OpenAPI document."""
     by_tag: dict[str, list[str]] = {}
     for path, operations in described["paths"].items():
@@ -31,7 +31,7 @@ def documentation_page(described: Json) -> Response:
         f"<header><h1>{escape(info['title'])}</h1><p>{escape(info['description'])}</p>"
         '<p><a href="/openapi.json">openapi.json</a></p></header>'
     )
-    return html_response(f"{info['title']}: HTTP", head + "".join(parts), class_="text")
+    return shell.plain("HTTP", head + "".join(parts))
 
 
 def distinct(operations: Json) -> list[tuple[str, Json]]:

@@ -37,7 +37,7 @@ LISTENERS_MAX = 5_000
 CHANNELS_MAX = 500
 
 MEDIA_TYPE = "text/event-stream"
-_HEADERS = {
+HEADERS = {
     "cache-control": "no-store",
     # nginx would hold events back to fill its buffers.
     "x-accel-buffering": "no",
@@ -99,7 +99,7 @@ class LiveViews:
         channel = await self._channel((request.path_params["view"], items))
         seen = request.headers.get("last-event-id", "")
         return StreamingResponse(
-            self._events(channel, seen), headers=_HEADERS, media_type=MEDIA_TYPE
+            self._events(channel, seen), headers=HEADERS, media_type=MEDIA_TYPE
         )
 
     def close(self) -> None:

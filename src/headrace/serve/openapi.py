@@ -20,7 +20,7 @@ from headrace.model.schema import Schema
 from headrace.serve import live
 from headrace.serve.access import SCHEME, secure
 from headrace.serve.arguments import WAIT_S_MAX
-from headrace.serve.dashboard import dashboard_paths
+from headrace.serve.dashboard.handlers import dashboard_paths
 from headrace.serve.formats import MEDIA_TYPES
 from headrace.serve.json_schema import column_schema, record_schema
 from headrace.serve.letters import IDS_MAX

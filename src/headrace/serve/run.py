@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket as socketlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from headrace.model.errors import Unavailable
 from headrace.model.plan import Plan
 from headrace.model.role import Role
 from headrace.model.site import Site
-from headrace.serve.api import Tokens, create_app
+from headrace.serve.api import Stores, Tokens, create_app
 from headrace.serve.query import Engine
 from headrace.serve.sources import SourceParts
 
@@ -37,10 +37,10 @@ CONNECT_EVERY_S = 0.02
 _log = logging.getLogger("headrace.serve")
 
 
-def run_role(role: Role, options_of: OptionsOf) -> None:
+def run_role(role: Role, options_of: OptionsOf, kinds: Mapping[str, type]) -> None:
     """Run the role `serve`: behind the collector, which has the public port, or at that port.
 
-    `options_of` knows the kinds of sources that may be added while it runs.
+    `options_of` knows the kinds of sources that may be added while it runs; `kinds` lists them.
     """
     run_serve(
         role.plan,
@@ -52,6 +52,7 @@ def run_role(role: Role, options_of: OptionsOf) -> None:
         stop=role.stop,
         ready=role.ready,
         options_of=options_of,
+        kinds=kinds,
     )
 
 
@@ -66,6 +67,7 @@ def run_serve(
     port: int = 0,
     beside: Sequence[str] = (),
     options_of: OptionsOf | None = None,
+    kinds: Mapping[str, type] | None = None,
 ) -> None:
     """Answer reads until `stop` is set.
 
@@ -84,17 +86,16 @@ def run_serve(
             reader = stack.enter_context(closing(site.reader()))
             tokens = Tokens(Admission(reader, clock), stack.enter_context(closing(site.log())))
         if options_of is not None:
-            sources = SourceParts(options_of, stack.enter_context(closing(site.log())))
+            own = stack.enter_context(closing(site.log()))
+            sources = SourceParts(options_of, own, kinds or {})
         tables = stack.enter_context(site.tables_to_read())
         alone = host is not None
         roles = {"process"} if site.is_shared else {"collect", "process"}
         app = create_app(
             plan,
-            tables,
-            log,
+            Stores(tables, site.tables_folder, log, stack.enter_context(closing(site.reader()))),
             layout,
             clock,
-            folder=site.tables_folder,
             alone=alone,
             waits_for=sorted(roles.intersection(beside)),
             tokens=tokens,
@@ -213,6 +214,7 @@ async def _end(server: Server, serving: asyncio.Task[None], app: Starlette) -> N
     """End the server: answers under way get a moment, then their queries are interrupted."""
     server.stop()
     app.state.live.close()
+    app.state.changes.close()
     await asyncio.wait({serving}, timeout=GRACE_S)
     await app.state.sql_workers.close()
     await asyncio.to_thread(app.state.engine.close)

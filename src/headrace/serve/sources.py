@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -31,6 +31,8 @@ class SourceParts(NamedTuple):
 
     options_of: OptionsOf
     log: Log
+    kinds: Mapping[str, type] = {}
+    """The options of each kind that may be added, for the form that asks for them."""
 
 
 class SourceEndpoints:

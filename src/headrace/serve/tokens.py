@@ -35,12 +35,12 @@ class TokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TokenEndpoints:
-    """The handlers of tokens. `log` is used by them alone, from one thread at a time."""
+    """The handlers of tokens. Whoever else uses `log` takes `lock` too: it is for one at a time."""
 
-    def __init__(self, log: Log, clock: Clock) -> None:
+    def __init__(self, log: Log, lock: threading.Lock, clock: Clock) -> None:
         self._log = log
+        self._lock = lock
         self._clock = clock
-        self._lock = threading.Lock()
 
     async def create(self, request: Request) -> Response:
         """Make a token; the only answer that holds it."""
