@@ -12,12 +12,23 @@ from pathlib import Path
 
 import msgspec
 
+from headrace.control.clients import Proxies
 from headrace.control.files import replace
-from headrace.model.deployment import Deployment, KafkaSettings, SparkSettings, TableSettings
+from headrace.control.hosts import check_name
+from headrace.model.deployment import (
+    Deployment,
+    HttpSettings,
+    KafkaSettings,
+    SparkSettings,
+    TableSettings,
+)
 from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 
 FILE = "headrace.toml"
+PORT_MAX = 65_535
+NOT_SAID = HttpSettings()
+_FILES = ("tls_cert", "tls_key")
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,8 @@ class Wanted:
     """URL of the tables."""
     spark: str | None = None
     """Spark's master."""
+    http: HttpSettings = NOT_SAID
+    """How the public port is reached; what is empty is not said."""
 
 
 def read(path: Path) -> Deployment:
@@ -46,7 +59,7 @@ def read(path: Path) -> Deployment:
     except msgspec.ValidationError as e:
         raise Invalid(
             f"{path} says what nothing here understands: {e}",
-            hint="It has the tables [kafka], [tables] and [spark]; see docs/deploy.md.",
+            hint="It has the tables [kafka], [tables], [spark] and [http]; see docs/deploy.md.",
             code="bad_deployment",
         ) from e
 
@@ -72,7 +85,9 @@ def choose(wanted: Wanted, layout: Layout) -> Deployment:
 def wish(wanted: Wanted, before: Deployment) -> Deployment:
     """Return the deployment that is asked for; `before` is what there is without a file."""
     config = wanted.config or (Path(FILE) if Path(FILE).is_file() else None)
-    chosen = _overridden(read(config) if config is not None else before, wanted)
+    # Certificates and names are of one run, as its port is.
+    base = msgspec.structs.replace(before, http=HttpSettings())
+    chosen = _overridden(read(config) if config is not None else base, wanted)
     _check(chosen)
     return chosen
 
@@ -114,6 +129,11 @@ def _overridden(base: Deployment, wanted: Wanted) -> Deployment:
             if base.spark is not None
             else SparkSettings(wanted.spark)
         )
+    said = {name: value for name, value in msgspec.structs.asdict(wanted.http).items() if value}
+    http = msgspec.structs.replace(base.http, **said)
+    # Roles may be started from elsewhere.
+    files = {name: str(Path(path).absolute()) for name in _FILES if (path := getattr(http, name))}
+    changed["http"] = msgspec.structs.replace(http, **files)
     return msgspec.structs.replace(base, **changed)
 
 
@@ -131,6 +151,31 @@ def _check(deployment: Deployment) -> None:
         raise Invalid(
             "Kafka needs the address of a broker, and as many copies as are waited for",
             hint='[kafka] bootstrap = "host:9092", 1 <= insync_min <= replication',
+            code="bad_deployment",
+        )
+    _check_http(deployment.http)
+
+
+def _check_http(http: HttpSettings) -> None:
+    Proxies(http.trusted_proxies)
+    for name in http.host_names:
+        check_name(name)
+    if bool(http.tls_cert) != bool(http.tls_key):
+        raise Invalid(
+            "A certificate and its private key go together",
+            hint="Give both: --tls-cert FILE --tls-key FILE.",
+            code="bad_deployment",
+        )
+    if not 0 <= http.redirect_port <= PORT_MAX or http.hsts_s < 0:
+        raise Invalid(
+            "The port that redirects, or how long browsers are to ask by https, is no such number",
+            hint="redirect_port is at most 65535, and neither is below zero.",
+            code="bad_deployment",
+        )
+    if (http.redirect_port or http.hsts_s) and not http.is_tls:
+        raise Invalid(
+            "There is no https to send anybody to without a certificate",
+            hint="Give one with --tls-cert and --tls-key; `headrace dev-cert` makes one.",
             code="bad_deployment",
         )
 

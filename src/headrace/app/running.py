@@ -10,12 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 
 from headrace.app import deployment_file
 from headrace.app.samples import sampler_of
 from headrace.app.site import site_of
 from headrace.app.supervisor import ROLES_IN_ORDER, Address, Supervisor
 from headrace.collect.door import refuse_taken_port
+from headrace.control import certificate
 from headrace.control.tokens import any_live
 from headrace.model.clock import Clock
 from headrace.model.deployment import Deployment
@@ -42,10 +44,12 @@ def run_pipeline(
     """Run the roles until SIGTERM or SIGINT, or until all is done with `until_idle`.
 
     `deployment` is where it runs; without, all in the data directory. Raises `Invalid` for an
-    address that is taken or public or a plan that cannot go on with the
-    tables, `Corrupt` for a log that is not theirs, and whatever ended a role for good.
+    address that is taken or public, a certificate that cannot be used, or a plan that cannot go on
+    with the tables, `Corrupt` for a log that is not theirs, and whatever ended a role for good.
     """
-    address = at_loopback(address, insecure_bind=insecure_bind)
+    deployment = deployment or Deployment()
+    http = deployment.http
+    address = at_loopback(address, insecure_bind=insecure_bind or http.is_tls)
     if (layout.root / COMPLETE).exists():
         raise Invalid(
             f"{layout.root} is a backup, or a restore of one that broke off",
@@ -57,8 +61,11 @@ def run_pipeline(
             f"There is no role {unknown[0]}", hint=f"The roles are {', '.join(ROLES_IN_ORDER)}."
         )
     if "collect" in only or "serve" in only:
+        if http.is_tls:
+            certificate.check(Path(http.tls_cert), Path(http.tls_key), clock.now_us())
         refuse_taken_port(address.host, address.port)
-    deployment = deployment or Deployment()
+        if http.redirect_port:
+            refuse_taken_port(address.host, http.redirect_port)
     site = site_of(layout, clock, deployment)
     sampler = sampler_of(site, plan.options, clock, say)
     supervisor = Supervisor(plan, layout, clock, address, only=only, say=say, observers=[sampler])
@@ -87,7 +94,7 @@ def _make_one(layout: Layout) -> str:
 def at_loopback(address: Address, *, insecure_bind: bool) -> Address:
     """Return an address with its name looked up; `Invalid` if other machines reach it.
 
-    With `insecure_bind` they may.
+    With `insecure_bind` they may, and so they may by TLS.
     """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
@@ -102,7 +109,8 @@ def at_loopback(address: Address, *, insecure_bind: bool) -> Address:
     if not ipaddress.ip_address(host).is_loopback and not insecure_bind:
         raise Invalid(
             f"{address.host} can be reached from other machines, and this port has no certificate",
-            hint="Bind to 127.0.0.1 behind a proxy that has one, or say --insecure-bind.",
+            hint="Give it one with --tls-cert and --tls-key, bind to 127.0.0.1 behind a proxy that "
+            "has one, or say --insecure-bind.",
             code="public_bind",
         )
     return Address(host, address.port)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -47,9 +47,15 @@ _logger = logging.getLogger(__name__)
 class Bridge:
     """Passes requests on. Used on one event loop; `Outgoing` is an RSGI protocol."""
 
-    def __init__(self, upstream: Path, spool: Path, limits: Limits) -> None:
-        """Pass on to the socket `upstream`; large answers go through files in `spool`."""
+    def __init__(
+        self, upstream: Path, spool: Path, limits: Limits, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Pass on to the socket `upstream`; large answers go through files in `spool`.
+
+        `headers` are added to what comes back.
+        """
         self._limits = limits
+        self._headers = headers
         self._spool = spool
         self._streams = 0
         """Event streams that are passed on now."""
@@ -91,7 +97,7 @@ class Bridge:
             await answer.aclose()
 
     async def _pass_back(self, method: str, answer: httpx2.Response, outgoing: Any) -> int:  # noqa: ANN401
-        headers = _answer_headers(answer)
+        headers = [*_answer_headers(answer), *self._headers]
         if answer.headers.get("content-type", "").startswith(_EVENT_STREAM) and method != "HEAD":
             if self._streams >= self._limits.bridge_streams_max:
                 return _send(outgoing, refusal(_too_many_listen()))

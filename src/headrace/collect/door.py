@@ -26,15 +26,16 @@ from typing import Any
 import uvloop
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
-from granian.server.embed import Server
 
 from headrace.collect.body import BodyReader
 from headrace.collect.bridge import Bridge
 from headrace.collect.collector import Collector, unexpected
-from headrace.collect.exchange import Request, refusal
+from headrace.collect.exchange import HeaderList, Headers, Request, Response, refusal
 from headrace.collect.gate import Gate
 from headrace.collect.limits import Limits, Share
 from headrace.collect.metrics import Families, MetricsFile
+from headrace.control.admission import OPEN_PATH
+from headrace.control.public_port import PublicPort, Reached
 from headrace.model.clock import Clock
 from headrace.model.errors import HeadraceError, Internal, Invalid
 from headrace.model.log import Log, LogReader
@@ -42,6 +43,8 @@ from headrace.model.plan import Plan
 
 METRICS = "metrics-collect.prom"
 """File in the data directory's `run/`."""
+
+ANYHOW = Reached()
 
 _BACKLOG = 4_096
 _LOOK_EVERY_S = 0.25
@@ -54,37 +57,51 @@ _logger = logging.getLogger(__name__)
 class Application:
     """The collector as the server calls it (RSGI)."""
 
-    def __init__(self, collector: Collector, bridge: Bridge | None, clock: Clock) -> None:
+    def __init__(
+        self, collector: Collector, bridge: Bridge | None, clock: Clock, reached: Reached
+    ) -> None:
         self.bodies = BodyReader(collector.limits, clock)
         self._collector = collector
         self._bridge = bridge
         self._clock = clock
+        self._reached = reached
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:  # noqa: ANN401 - native objects
         """Answer one request."""
         started = self._clock.monotonic_s()
         share = Share(self._collector.budget)
-        headers = scope.headers
+        headers: Headers = scope.headers
+        client, scheme = scope.client, scope.scheme
+        if (proxies := self._reached.proxies) is not None:
+            seen = proxies.client(client, scheme, headers.items())
+            client, scheme = seen
+            headers = HeaderList(proxies.seen(seen, headers.items()))
         read = partial(self.bodies.read, headers, protocol, share)
         request = Request(
-            scope.method, scope.path, scope.query_string, headers, read, share, scope.client
+            scope.method, scope.path, scope.query_string, headers, read, share, client
         )
         try:
             response = await self._collector.respond(request)
             if response is None:
-                status = await self._elsewhere(request, scope, protocol)
+                status = await self._elsewhere(request, scheme, protocol)
             else:
-                status = response.status
-                protocol.response_bytes(status, response.headers, response.body)
+                status = self._answer(response, protocol)
         finally:
             share.give_back()
         self._collector.metrics.observe(status, self._clock.monotonic_s() - started)
 
-    async def _elsewhere(self, request: Request, scope: Any, protocol: Any) -> int:  # noqa: ANN401
+    def _answer(self, response: Response, protocol: Any) -> int:  # noqa: ANN401 - as above
+        headers = [*response.headers, *self._reached.headers]
+        protocol.response_bytes(response.status, headers, response.body)
+        return response.status
+
+    async def _elsewhere(self, request: Request, scheme: str, protocol: Any) -> int:  # noqa: ANN401
         try:
+            if self._reached.hosts is not None and request.path != OPEN_PATH:
+                self._reached.hosts.check(request.headers.get("host"))
             self._collector.identify(request)
             if self._bridge is not None:
-                return await self._bridge.forward(request, scope.scheme, scope.client, protocol)
+                return await self._bridge.forward(request, scheme, request.client, protocol)
             error: HeadraceError = Invalid(
                 "There is nothing at this path",
                 hint="GET /v1/topics lists the topics.",
@@ -94,9 +111,7 @@ class Application:
             error = refused
         except Exception as fault:  # noqa: BLE001 - as `Collector.respond`
             error = unexpected(fault)
-        response = refusal(error)
-        protocol.response_bytes(response.status, response.headers, response.body)
-        return response.status
+        return self._answer(refusal(error), protocol)
 
 
 class HttpDoor:
@@ -112,12 +127,14 @@ class HttpDoor:
         run_dir: Path,
         upstream: Path | None = None,
         gate: Gate | None = None,
+        reached: Reached = ANYHOW,
         reader: Callable[[], AbstractContextManager[LogReader]] | None = None,
     ) -> None:
         self._limits = limits
         self._clock = clock
         self._run_dir = run_dir
         self._upstream = upstream
+        self._reached = reached
         self._lost: HeadraceError | None = None
         self._stopping = asyncio.Event()
         self._collector = Collector(
@@ -132,6 +149,8 @@ class HttpDoor:
         Raises `Invalid` if the port is taken, and what the log failed with if it must not go on.
         """
         refuse_taken_port(host, port)
+        if redirect_port := self._reached.http.redirect_port:
+            refuse_taken_port(host, redirect_port)
         metrics = MetricsFile(
             self._run_dir / METRICS, Families(self._collector.metrics, self._gauges), self._clock
         )
@@ -166,8 +185,10 @@ class HttpDoor:
     ) -> None:
         loop = asyncio.get_running_loop()
         bridge = self._bridge()
-        app = Application(self._collector, bridge, self._clock)
-        server = Server(app, **_settings(self._limits, host, port))
+        app = Application(self._collector, bridge, self._clock, self._reached)
+        server = PublicPort(
+            app, _settings(self._limits), self._reached.http, host, port, self._clock
+        )
 
         def look() -> None:
             app.bodies.end_overdue()
@@ -198,13 +219,11 @@ class HttpDoor:
         spool = self._run_dir / "spool"
         shutil.rmtree(spool, ignore_errors=True)
         spool.mkdir()
-        return Bridge(self._upstream, spool, self._limits)
+        return Bridge(self._upstream, spool, self._limits, self._reached.headers)
 
 
-def _settings(limits: Limits, host: str, port: int) -> dict[str, Any]:
+def _settings(limits: Limits) -> dict[str, Any]:
     return {
-        "address": host,
-        "port": port,
         "interface": Interfaces.RSGI,
         # HTTP/1.1 alone: its framing is what `body` relies on, and what all collectors' clients
         # speak.
@@ -213,10 +232,8 @@ def _settings(limits: Limits, host: str, port: int) -> dict[str, Any]:
             header_read_timeout=int(limits.headers_timeout_s * 1000),
             max_buffer_size=limits.headers_bytes_max,
         ),
-        "websockets": False,
         "backlog": _BACKLOG,
         "backpressure": limits.connections_max,
-        "log_enabled": False,
     }
 
 

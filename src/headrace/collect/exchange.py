@@ -32,6 +32,7 @@ _STATUS_OF_CODE = {
     "too_many_records": 413,
     "unsupported_encoding": 415,
     "unsupported_media_type": 415,
+    "misdirected": 421,
     "rate_limited": 429,
 }
 _STATUS_OF_KIND: tuple[tuple[type[HeadraceError], int], ...] = (

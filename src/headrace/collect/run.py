@@ -21,8 +21,10 @@ from contextlib import ExitStack, closing
 
 from headrace.collect.door import HttpDoor
 from headrace.collect.gate import Gate, OpenGate, TokenGate
+from headrace.collect.host_gate import HostGate
 from headrace.collect.limits import Limits
 from headrace.control.admission import Admission
+from headrace.control.public_port import reached
 from headrace.log.embedded import EmbeddedLog
 from headrace.log.wire import serve_door
 from headrace.model.clock import Clock
@@ -89,7 +91,8 @@ def run_collect(
         if isinstance(log, EmbeddedLog):
             stack.enter_context(closing(serve_door(log, layout.door)))
         # 3
-        gate: Gate = OpenGate()
+        told = reached(site.deployment.http, host, tokens=options.tokens)
+        gate: Gate = OpenGate() if told.hosts is None else HostGate(told.hosts)
         if options.tokens:
             tokens_log = stack.enter_context(closing(site.reader()))
             gate = TokenGate(Admission(tokens_log, clock))
@@ -101,6 +104,7 @@ def run_collect(
             run_dir=layout.run,
             upstream=layout.serve,
             gate=gate,
+            reached=told,
             reader=site.reading,
         )
         # What lives by now lives to the end, so it need not be looked through again.

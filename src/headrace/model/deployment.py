@@ -1,4 +1,4 @@
-"""Which log, which storage and which runner a pipeline runs on: a value beside the pipeline.
+"""Which log, storage and runner a pipeline runs on, and how its port is reached: a value beside it.
 
 The pipeline file says nothing of it and is the same on a laptop and on a cluster. A `Deployment` is
 read from `headrace.toml`, flags and the environment (`app/deployment_file.py`), and kept in the
@@ -46,6 +46,28 @@ class SparkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What DuckDB may take in each task."""
 
 
+class HttpSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the public port is reached."""
+
+    tls_cert: str = ""
+    """File of the certificate and of what leads to who signed it, PEM; empty: no TLS."""
+    tls_key: str = ""
+    """File of its private key, PEM, without a password."""
+    redirect_port: int = 0
+    """A second port, whose every answer to plain HTTP is the same address with https; 0: none."""
+    hsts_s: int = 0
+    """How long a browser is to ask by https alone (RFC 6797), seconds; 0: it is not told so."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    host_names: tuple[str, ...] = ()
+    """Names by which readers may ask where no tokens are asked for, beside those of loopback."""
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the port speaks TLS."""
+        return bool(self.tls_cert)
+
+
 class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a pipeline runs. The default is all on one machine, in the data directory."""
 
@@ -54,6 +76,8 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tables: TableSettings = TableSettings()
     spark: SparkSettings | None = None
     """The runner; None is DuckDB in the process role itself."""
+    http: HttpSettings = HttpSettings()
+    """Of one run; unlike the others it is not taken over from the run before."""
 
     @property
     def place(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ STATUS_OF_CODE = {
     "forbidden": 403,
     "letter_done": 409,
     "method_not_allowed": 405,
+    "misdirected": 421,
     "not_acceptable": 406,
     "not_found": 404,
     "not_yet": 504,

@@ -9,6 +9,7 @@ import socket as socketlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -17,13 +18,16 @@ from granian.server.embed import Server
 from starlette.applications import Starlette
 
 from headrace.control.admission import Admission
+from headrace.control.public_port import PublicPort, reached
 from headrace.control.sources import OptionsOf
 from headrace.model.clock import Clock
+from headrace.model.deployment import HttpSettings
 from headrace.model.errors import Unavailable
 from headrace.model.plan import Plan
 from headrace.model.role import Role
 from headrace.model.site import Site
 from headrace.serve.api import Stores, Tokens, create_app
+from headrace.serve.front import Front
 from headrace.serve.query import Engine
 from headrace.serve.sources import SourceParts
 
@@ -101,23 +105,27 @@ def run_serve(
             tokens=tokens,
             sources=sources,
         )
+        make: Callable[[], Server | PublicPort]
+        if socket is not None:
+            make = partial(_at_socket, app, socket)
+        else:
+            make = partial(_at_port, app, plan, site.deployment.http, host or "", port, clock)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(app, socket, host or "", port, stop, ready))
+            runner.run(_serve(app, make, socket, host or "", port, stop, ready))
     if socket is not None:
         socket.unlink(missing_ok=True)
 
 
 async def _serve(
     app: Starlette,
+    make: Callable[[], Server | PublicPort],
     socket: Path | None,
     host: str,
     port: int,
     stop: threading.Event,
     ready: Callable[[], None],
 ) -> None:
-    if socket is None:
-        _check_free(host, port)
-    server = _server(app, socket, host, port)
+    server = make()
     serving = asyncio.create_task(server.serve())
     try:
         await _until_listening(serving, socket, host, port)
@@ -150,14 +158,11 @@ def _cannot_listen(where: str, reason: BaseException | None) -> Unavailable:
     )
 
 
-def _server(app: Starlette, socket: Path | None, host: str, port: int) -> Server:
-    if socket is not None:
-        # One that a killed process left; the directory's lock says that nobody listens on it.
-        socket.unlink(missing_ok=True)
+def _at_socket(app: Starlette, socket: Path) -> Server:
+    # One that a killed process left; the directory's lock says that nobody listens on it.
+    socket.unlink(missing_ok=True)
     server = Server(
         app,
-        address=host,
-        port=port,
         uds=socket,
         interface=Interfaces.ASGI,
         websockets=False,
@@ -167,6 +172,22 @@ def _server(app: Starlette, socket: Path | None, host: str, port: int) -> Server
     server.uds_permissions = 0o600
     server.workers_kill_timeout = GRACE_S + STOP_S_MAX
     return server
+
+
+def _at_port(
+    app: Starlette, plan: Plan, http: HttpSettings, host: str, port: int, clock: Clock
+) -> PublicPort:
+    for taken in filter(None, (port, http.redirect_port)):
+        _check_free(host, taken)
+    return PublicPort(
+        Front(app, reached(http, host, tokens=plan.options.tokens)),
+        # Without lifespan: the application lives longer than the server of one certificate.
+        {"interface": Interfaces.ASGINL, "backlog": 1024},
+        http,
+        host,
+        port,
+        clock,
+    )
 
 
 async def _until_listening(
@@ -210,7 +231,7 @@ async def _until_set(stop: threading.Event, serving: asyncio.Task[None], engine:
     waiting.cancel()
 
 
-async def _end(server: Server, serving: asyncio.Task[None], app: Starlette) -> None:
+async def _end(server: Server | PublicPort, serving: asyncio.Task[None], app: Starlette) -> None:
     """End the server: answers under way get a moment, then their queries are interrupted."""
     server.stop()
     app.state.live.close()

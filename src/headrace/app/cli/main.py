@@ -39,6 +39,7 @@ VERBS: dict[str, str] = {
     "restore": "headrace.app.cli.backup:restore",
     "promote": "headrace.app.cli.promote:promote",
     "cluster": "headrace.app.cli.cluster:cluster",
+    "dev-cert": "headrace.app.cli.dev_cert:dev_cert",
 }
 """Verb → `module:command`, in the order of the help. A verb's module is loaded when it is used, so
 each holds in memory, and waits for, only what it needs."""

@@ -10,7 +10,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from headrace.app.cli.options import data_option, deployment_options, pipeline_argument
+from headrace.app.cli.options import (
+    data_option,
+    deployment_options,
+    http_options,
+    pipeline_argument,
+)
 from headrace.app.cli.printing import print_rows
 from headrace.app.demo import Demo
 from headrace.app.deployment_file import Wanted, choose
@@ -36,6 +41,7 @@ def _roles(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 @click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True,
               help="The port to listen on.")  # fmt: skip
 @deployment_options
+@http_options
 @click.option("--only", "roles", callback=_roles,
               help="Some roles alone, by comma: collect,process,serve,pull.")  # fmt: skip
 @click.option("--insecure-bind", is_flag=True,
@@ -69,18 +75,20 @@ def run(
         plan = msgspec.structs.replace(plan, options=asking)
     if until_eof:
         end_with_input()
+    deployment = choose(wanted, layout)
+    scheme = "https" if deployment.http.is_tls else "http"
     shown = f"[{host}]" if ":" in host else host
     run_pipeline(
         plan,
         layout,
         SystemClock(),
         address,
-        deployment=choose(wanted, layout),
+        deployment=deployment,
         only=roles,
         until_idle=until_idle,
         insecure_bind=insecure_bind,
         say=_say,
-        ready=lambda: _say(f"{plan.name} runs at http://{shown}:{port}"),
+        ready=lambda: _say(f"{plan.name} runs at {scheme}://{shown}:{port}"),
     )
 
 
