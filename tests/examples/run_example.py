@@ -53,11 +53,12 @@ def until(ask, is_so):
 class Run:
     """`headrace run` in the background."""
 
-    def __init__(self, pipeline, data):
+    def __init__(self, pipeline, data, *options):
         self.data = data
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         command = [HEADRACE, "run", pipeline, "--data", data, "--port", self.port, "--until-eof"]
+        command += options
         pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(map(str, command), text=True, **pipes)
 
