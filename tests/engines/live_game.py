@@ -137,6 +137,13 @@ def acts(turn):
         yield act("accept_member" if turn % 3 == 1 else "decline_member", turn)
 
 
+def purchases(turn):
+    """Everybody joins or buys something: swords in two ways, and a knife now and then."""
+    yield act(("purchase_sword", "buy_sword", "purchase_knife")[turn % 3], turn)
+    yield act("purchase_sword", turn + 1)
+    yield act(f"joined_guild:{('red', 'blue')[turn % 2]}", turn)
+
+
 def act(event_type, n):
     return {"event_type": event_type, "Host": HOSTS[n % len(HOSTS)], "User-Agent": f"ab/{n % 5}"}
 
