@@ -52,6 +52,7 @@ def test_samples_unless_the_pipeline_has_a_table_of_that_name(world, sql):
     table = world.tables.create("tables/samples", theirs.schema)
     table.commit([world.tables.stage("tables/samples", theirs)])
     assert rows(sql, "SELECT * FROM samples") == [{"drawn": "blood"}]
+    assert rows(sql, "SELECT pid FROM headrace.samples") == [{"pid": 7}]
 
 
 def test_every_query_sees_the_newest_version(world, sql):

@@ -28,14 +28,17 @@ SYSTEM = {
 }
 """Bare name → storage name of the pipeline's own tables."""
 SCHEMAS = ("tables", "views")
+OWN_SCHEMA = "headrace"
+"""Where the pipeline's own tables are whatever a table of its user's is called."""
 
 
 class OwnerSql:
     """One in-memory database in which a data directory's tables can be read by name.
 
     A name is `tables.purchases`, `views.per_minute`, or the bare name of either; `dead_letters`,
-    `ledger`, `known_ids` and `samples` are the pipeline's own. Every query sees the newest
-    versions. Not for use from two threads, except `interrupt`.
+    `ledger`, `known_ids` and `samples` are the pipeline's own, also as `headrace.samples`
+    and so on. Every query sees the newest versions. Not for use from two threads, except
+    `interrupt`.
     """
 
     def __init__(self, site: Site) -> None:
@@ -43,7 +46,7 @@ class OwnerSql:
         self._tables = self._open.enter_context(site.tables_to_read())
         self._connection = duckdb.connect(":memory:", config=SETTINGS)
         self._connection.execute("SET TimeZone = 'UTC'")
-        for schema in SCHEMAS:
+        for schema in (*SCHEMAS, OWN_SCHEMA):
             self._connection.execute(f"CREATE SCHEMA {quoted(schema)}")
         self._made: dict[str, tuple[str, int]] = {}
 
@@ -119,6 +122,7 @@ class OwnerSql:
             for n, s in SYSTEM.items()
             if s in stored and (n != SAMPLES_NAME or n not in own)
         }
+        named |= {f"{OWN_SCHEMA}.{quoted(n)}": s for n, s in SYSTEM.items() if s in stored}
         for storage in stored:
             schema, _, name = storage.partition("/")
             if schema in SCHEMAS:

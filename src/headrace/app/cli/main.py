@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     "reconcile": "headrace.app.cli.reconcile:reconcile",
     "dlq": "headrace.app.cli.dlq:dlq",
     "tokens": "headrace.app.cli.tokens:tokens",
+    "report": "headrace.app.cli.report:report",
     "load": "headrace.app.cli.load:load",
     "outputs": "headrace.app.cli.outputs:outputs",
     "backup": "headrace.app.cli.backup:backup",
