@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # How many processes run the tests; a file's tests stay together, for they may share a server.
 TEST_PROCESSES ?= 2
 
-BENCHMARKS ?= door stage pipeline fresh growth keyed
+BENCHMARKS ?= door stage pipeline fresh growth keyed listeners sql_beside
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-biodiversity demo-cluster demo-factory test test-presto lint format docs bench bench-cluster clean

@@ -33,7 +33,7 @@ ASK_EVERY_S = 0.01
 SETTLE_S = 30.0
 WARM_S = 3.0
 VIEW = "/v1/views/by_type"
-POST = "POST /v1/topics/events HTTP/1.1\r\nhost: b\r\ncontent-type: application/json\r\n"
+POST = "POST /v1/topics/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -89,7 +89,7 @@ async def send(clients: list[Client], bodies: list[bytes], rate: float, sent: li
 
 async def watch(client: Client, before: int, count: int, seen: list[float]) -> None:
     """Note for every event when it was first counted."""
-    question = f"GET {VIEW} HTTP/1.1\r\nhost: b\r\n\r\n".encode()
+    question = f"GET {VIEW} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
     deadline = time.perf_counter() + SETTLE_S + count / 100
     while len(seen) < count:
         counted = await counts(client, question) - before
@@ -110,7 +110,7 @@ async def measure(port: int, bodies: list[bytes], rate: float) -> list[float]:
     """Return how long each event took to be counted, seconds."""
     clients = [await Client(port).open() for _ in range(CONNECTIONS)]
     asker = await Client(port).open()
-    question = f"GET {VIEW} HTTP/1.1\r\nhost: b\r\n\r\n".encode()
+    question = f"GET {VIEW} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
     before = await counts(asker, question)
     sent: list[float] = []
     seen: list[float] = []

@@ -32,6 +32,9 @@ ABOUT = {
     "fresh": "From a POST to its count in an answer. Ratio: p99 to the epoch interval.",
     "keyed": "Changing some keys of a large table. Ratio: publish to DuckDB writing it whole.",
     "growth": "The cost of an epoch of 250 rows. Ratio: to the smallest of its kind; flat is 1.",
+    "listeners": "From a POST to its count in the page that each listener of a live view gets."
+    " Ratio: p99 to that of a few listeners.",
+    "sql_beside": "Acknowledgements while hostile SQL is asked for. Ratio: to nothing beside.",
     "cluster": "Epochs on Kafka and Spark. Ratio: to Structured Streaming doing the same there.",
     "driver": "Memory held on Kafka and Spark as groups grow. Ratio: to the fewest groups.",
 }

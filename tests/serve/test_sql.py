@@ -11,10 +11,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hostile_sql import ENDLESS, OUTSIDE, TOO_LARGE, UNENDING, WRITES
 
 from headrace.serve.sql.workers import WAITING_MAX
-
-ENDLESS = "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r"
 
 
 def ask(client, sql, **params):
@@ -148,110 +147,6 @@ def test_no_rows_are_a_result(shop):
     assert ask(shop, "SELECT n FROM sales WHERE n > 9", format="ndjson").text == ""
 
 
-OUTSIDE = [
-    "SELECT * FROM read_csv('/etc/passwd')",
-    "SELECT * FROM read_csv_auto('/etc/passwd')",
-    "SELECT * FROM read_text('/etc/passwd')",
-    "SELECT * FROM read_blob('/proc/self/environ')",
-    "SELECT * FROM read_parquet('{file}')",
-    "SELECT * FROM parquet_scan('{file}')",
-    "SELECT * FROM parquet_metadata('{file}')",
-    "SELECT * FROM parquet_schema('{other}')",
-    "SELECT * FROM read_json('/etc/passwd')",
-    "SELECT * FROM read_ndjson_objects('/etc/passwd')",
-    "SELECT * FROM sniff_csv('/etc/passwd')",
-    "SELECT * FROM glob('/*')",
-    "SELECT * FROM '/etc/passwd'",
-    "SELECT * FROM '{other}'",
-    'SELECT * FROM "{other}"',
-    "SELECT (SELECT content FROM read_text('/etc/passwd'))",
-    "WITH f AS (FROM read_text('/etc/passwd')) SELECT * FROM f",
-    "SELECT * FROM sales WHERE host IN (SELECT content FROM read_text('/etc/passwd'))",
-    "SELECT * FROM read_parquet('http://127.0.0.1:1/x.parquet')",
-    "SELECT * FROM 'https://example.org/x.csv'",
-    "SELECT * FROM 's3://bucket/x.parquet'",
-    "SELECT * FROM query('SELECT * FROM read_text(''/etc/passwd'')')",
-    "SELECT * FROM query_table('sales')",
-    "SELECT * FROM json_execute_serialized_sql('{{}}')",
-    "SELECT * FROM duckdb_settings()",
-    "SELECT * FROM duckdb_secrets()",
-    "SELECT * FROM duckdb_extensions()",
-    "SELECT * FROM pragma_table_info('sales')",
-    "SELECT * FROM pragma_database_size()",
-    "SELECT * FROM arrow_scan(1, 2, 3)",
-    "SELECT * FROM pandas_scan(1)",
-    "SELECT * FROM python_map_function(1)",
-    "SELECT * FROM force_checkpoint()",
-    "SELECT * FROM enable_logging()",
-    "SELECT * FROM information_schema.tables",
-    "SELECT * FROM duckdb_tables",
-    "SELECT * FROM sqlite_master",
-    "SELECT * FROM pg_catalog.pg_class",
-    "SELECT * FROM system.main.duckdb_logs",
-    "SELECT * FROM ledger",
-    "SELECT * FROM known_ids",
-    "SELECT current_setting('allowed_paths')",
-    "SELECT getenv('HOME')",
-    "SELECT getvariable('x')",
-    "SELECT write_log('x')",
-    "SELECT pg_sleep(1)",
-    "SELECT sleep_ms(1)",
-    "SELECT to_aggregate_state('x'::BLOB)",
-    "SELECT variant_bytes_to_variant('x'::BLOB)",
-]
-WRITES = [
-    "INSERT INTO sales VALUES (1)",
-    "UPDATE sales SET n = 1",
-    "DELETE FROM sales",
-    "DROP VIEW sales",
-    "CREATE TABLE t AS SELECT 1",
-    "CREATE MACRO m() AS 1",
-    "CREATE SECRET s (TYPE s3)",
-    "ALTER TABLE sales ADD COLUMN x INT",
-    "COPY sales TO '{folder}/out.csv'",
-    "COPY (SELECT 1) TO '{file}' (FORMAT parquet)",
-    "COPY sales FROM '/etc/passwd'",
-    "EXPORT DATABASE '{folder}/out'",
-    "IMPORT DATABASE '{folder}/out'",
-    "ATTACH '{folder}/new.db' AS new",
-    "ATTACH ':memory:' AS new",
-    "DETACH memory",
-    "USE memory",
-    "INSTALL httpfs",
-    "LOAD httpfs",
-    "FORCE INSTALL spatial FROM community",
-    "SET enable_external_access = true",
-    "SET allowed_paths = ['/etc/passwd']",
-    "SET memory_limit = '100GB'",
-    "SET threads = 64",
-    "RESET memory_limit",
-    "SET VARIABLE x = 1",
-    "PRAGMA database_list",
-    "PRAGMA enable_profiling = 'json'",
-    "PRAGMA profiling_output = '{folder}/out'",
-    "CALL pragma_version()",
-    "CHECKPOINT",
-    "VACUUM",
-    "ANALYZE",
-    "BEGIN",
-    "PREPARE p AS SELECT 1",
-    "EXECUTE p",
-    "EXPLAIN ANALYZE SELECT 1",
-    "SELECT 1; SELECT 2",
-    "SELECT 1; DROP VIEW sales",
-    "SELECT 1 /* */ ; COPY (SELECT 1) TO '{folder}/out.csv'",
-    "",
-    ";",
-    "-- nothing",
-    "SELEC 1",
-    "SELECT 'open",
-    "SELECT $1",
-    "SELECT $name",
-    "SELECT ?",
-    "SELECT 1\x00",
-]
-
-
 @pytest.fixture(scope="module")
 def inside(shop):
     """A file of a table, one of another, and their folder."""
@@ -318,14 +213,7 @@ def test_what_json_cannot_say_is_refused_before_the_first_byte(shop):
 
 @pytest.mark.parametrize(
     "sql",
-    [
-        ENDLESS,
-        "SELECT count(*) FROM range(100000000) a, range(100000000) b",
-        "SELECT sum(a.n * b.range) FROM sales a, range(1000000000000) b",
-        "SELECT max(md5(i::VARCHAR)) FROM range(10000000000) t(i)",
-        # One call that nothing interrupts: its process is killed.
-        "SELECT length(regexp_replace(repeat('a', 30000000), 'a', 'bbbb', 'g'))",
-    ],
+    UNENDING,
 )
 def test_a_query_without_end_is_stopped_and_its_worker_goes_on(shop, sql):
     status, error = refused(shop, sql, timeout=1)
@@ -335,12 +223,7 @@ def test_a_query_without_end_is_stopped_and_its_worker_goes_on(shop, sql):
 
 @pytest.mark.parametrize(
     "sql",
-    [
-        "SELECT list(i) FROM range(1000000000) t(i)",
-        "SELECT repeat('x', 2000000000) || repeat('y', 2000000000) AS x",
-        "SELECT string_agg(repeat('x', 1000), '') FROM range(10000000) t(i)",
-        "SELECT i, repeat('x', 10000) AS x FROM range(1000000) t(i) ORDER BY x, i DESC",
-    ],
+    TOO_LARGE,
 )
 def test_a_query_that_needs_too_much_memory_is_refused(shop, sql):
     status, error = refused(shop, sql, timeout=20, limit=1_000_000)

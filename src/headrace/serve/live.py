@@ -34,6 +34,9 @@ RETRY_MS = 1_000
 """How long a browser waits before it connects again."""
 LIMIT_DEFAULT, LIMIT_MAX = 100, 1_000
 LISTENERS_MAX = 5_000
+EVENTS_PER_S = 5_000
+"""How fast events go out at most. The collector passes them on, and acknowledges records beside:
+a thousand at once would hold those up for as long as all of them take it."""
 CHANNELS_MAX = 500
 
 MEDIA_TYPE = "text/event-stream"
@@ -80,6 +83,8 @@ class LiveViews:
         """Those that somebody listens to."""
         self._opening: dict[Key, asyncio.Task[_Channel]] = {}
         self._listeners = 0
+        self._free_s = 0.0
+        """When, by the loop's clock, the next event may go out."""
         self._closed = asyncio.Event()
 
     @property
@@ -148,8 +153,17 @@ class LiveViews:
                     await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
                 except TimeoutError:
                     yield b": still here\n\n"
+                else:
+                    await self._turn()
         finally:
             self._leave(channel)
+
+    async def _turn(self) -> None:
+        """Return when the next event may go out; by then there may be a newer one to send."""
+        now_s = asyncio.get_running_loop().time()
+        turn_s = max(self._free_s, now_s)
+        self._free_s = turn_s + 1 / EVENTS_PER_S
+        await asyncio.sleep(turn_s - now_s)
 
     def _enter(self, found: _Channel) -> _Channel:
         """Return the channel to listen to: another listener's, if one was quicker."""
