@@ -95,7 +95,8 @@ def test_the_guides_pytest_passes(folder):
 
 
 def test_links_lead_somewhere():
-    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")):
+    patterns = ("docs/*.md", "docs/engines/*.md", "examples/*/README.md")
+    for page in (ROOT / "README.md", *(p for pattern in patterns for p in ROOT.glob(pattern))):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

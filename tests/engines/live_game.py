@@ -14,10 +14,12 @@ from collections import Counter, defaultdict
 
 import duckdb
 import httpx2
+from obstore.store import S3Store
 from run_example import ROOT, Run, until
 
 from headrace.model.clock import SystemClock
 from headrace.tables.delta import DeltaTables
+from headrace.testing.object_server import BUCKET
 
 OCCURRENCES = '''
 
@@ -225,3 +227,14 @@ class Ours:
 def table_of(statement):
     (name,) = re.findall(r"\bgame\.(\w+)", statement)
     return name
+
+
+def put_table(server, folder, prefix):
+    """Copy a table that may be written meanwhile to a server's bucket.
+
+    Its commits come first, for they name only files that are there.
+    """
+    store = S3Store(BUCKET, client_options={"allow_http": True}, **server.options())
+    for files in ("_delta_log/*.json", "*.parquet"):
+        for path in folder.glob(files):
+            store.put(f"{prefix}/{path.relative_to(folder)}", path.read_bytes())

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
 import pytest
-from live_game import Sent, write_pipeline
+from live_game import Sent, put_table, write_pipeline
 from pages import PAGES, blocks
 
 from headrace.model.errors import Unavailable
@@ -112,18 +113,49 @@ def test_duckdbs_extension(game):
 
 
 def test_clickhouse(game):
+    asked = blocks("clickhouse.md", "sql")
+    asked = {n: s.replace("/srv/game-data", game.folder) for n, s in asked.items() if n != "on s3"}
+    wanted = game.wanted | {"earlier": [(game.wanted["earlier"],)]}
+    assert ask_clickhouse(asked, game.folder) == wanted
+
+
+def test_tables_on_s3(game, s3, s3_environment):
+    put_table(s3, Path(game.folder) / "tables" / "request_group", "game/tables/request_group")
+    for page in ("polars.md", "pandas.md"):
+        python = blocks(page, "python")
+        found = {}
+        exec(f"{python['tables']}\n{python['on s3']}".replace("/srv/game-data", game.folder), found)
+        assert found["on_s3"] == dict(game.wanted["asked"])["request_group"]
+
+
+def test_clickhouse_on_s3(game, s3):
+    put_table(s3, Path(game.folder) / "tables" / "request_group", "clickhouse")
+    options = s3.options()
+    statement = blocks("clickhouse.md", "sql")["on s3"]
+    for said, there in (
+        ("http://127.0.0.1:7070", options["endpoint"]),
+        ("game/tables/request_group", "clickhouse"),
+        ("key id", options["access_key_id"]),
+        ("secret key", options["secret_access_key"]),
+    ):
+        assert said in statement
+        statement = statement.replace(said, there)
+    found = ask_clickhouse({"n": statement}, game.folder)
+    assert found == {"n": [(dict(game.wanted["asked"])["request_group"],)]}
+
+
+def ask_clickhouse(statements, folder):
+    """Return the rows that the page's client gives for each statement, in a folder."""
     try:
         library = packages(CHDB)
     except Unavailable as e:
         pytest.skip(str(e))
-    asked = blocks("clickhouse.md", "sql")
-    asked = {n: s.replace("/srv/game-data", game.folder) for n, s in asked.items() if n != "on s3"}
     ((_, client),) = blocks("clickhouse.md", "python").items()
     # In a process of its own, for it brings much code that need not agree with what is here.
     told = subprocess.run(
         [sys.executable, "-c", CHDB_PROGRAM + textwrap.indent(client, "    ")],
-        input=json.dumps(asked),
-        cwd=game.folder,
+        input=json.dumps(statements),
+        cwd=folder,
         env={"PYTHONPATH": str(library)},
         capture_output=True,
         text=True,
@@ -137,7 +169,7 @@ def test_clickhouse(game):
             found[line] = rows = []
         else:
             rows.append(tuple(line))
-    assert found == game.wanted | {"earlier": [(game.wanted["earlier"],)]}
+    return found
 
 
 def test_every_page_is_linked():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
 import trino
-from live_game import playing
+from live_game import playing, put_table
 from pages import blocks, statements
 
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Unavailable
+from headrace.testing.object_server import object_server
 from headrace.testing.sql_server import TRINO, installed, sql_server
 
 SQL = blocks("trino.md", "sql")
@@ -34,14 +36,33 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(folder, tmp_path_factory):
+def bucket(tmp_path_factory):
+    """A server of S3 with its keys in the environment; None where there can be none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = tmp_path_factory.mktemp("s3")
+            running = stack.enter_context(object_server(folder, SystemClock()))
+        except Unavailable:
+            yield None
+            return
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in running.environment().items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def server(folder, bucket, tmp_path_factory):
     try:
         found = installed(TRINO)
     except Unavailable as e:
         pytest.skip(str(e))
-    catalog = CATALOGS["delta.properties"].replace("/srv", str(folder))
+    catalogs = {"delta": CATALOGS["delta.properties"].replace("/srv", str(folder))}
+    if bucket is not None:
+        told = CATALOGS["lake.properties"]
+        catalogs["lake"] = told.replace("http://127.0.0.1:7070", bucket.endpoint)
     own = tmp_path_factory.mktemp("trino")
-    with sql_server(found, {"delta": catalog}, own, SystemClock()) as url:
+    with sql_server(found, catalogs, own, SystemClock()) as url:
         yield url
 
 
@@ -81,6 +102,18 @@ def test_earlier_versions(ours, ask):
     assert [tuple(row) for row in ask(statement)] == ours.answer(plain, int(version))
 
 
+def test_a_table_on_s3(ours, ask, bucket, folder):
+    if bucket is None:
+        pytest.skip("no S3 server can be run here")
+    name = NAMES["request_group"]
+    put_table(bucket, folder / "game-data" / name, f"game/{name}")
+    for statement in statements(SQL["register on s3"]):
+        ask(statement)
+    (version,) = ask('SELECT max(version) FROM lake.game."request_group$history"')[0]
+    asked = SQL["hosts"].replace("game.request_group", "lake.game.request_group")
+    assert [tuple(row) for row in ask(asked)] == ours.answer(SQL["hosts"], version)
+
+
 def test_the_python_client(ours, server):
     ((_, code),) = blocks("trino.md", "python").items()
     names = {}
@@ -103,4 +136,5 @@ def test_a_table_is_forgotten_and_known_again(ours, ask, folder):
 
 
 def test_every_statement_of_the_page_is_asked():
-    assert set(SQL) == {*QUESTIONS, "register", "versions", "as of a version", "forget"}
+    others = {"register", "register on s3", "versions", "as of a version", "forget"}
+    assert set(SQL) == others | set(QUESTIONS)
