@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import CompletionItem
 
 from headrace.app.cli.printing import print_error
 from headrace.model.errors import HeadraceError, Invalid
@@ -41,6 +42,7 @@ VERBS: dict[str, str] = {
     "promote": "headrace.app.cli.promote:promote",
     "cluster": "headrace.app.cli.cluster:cluster",
     "dev-cert": "headrace.app.cli.dev_cert:dev_cert",
+    "completion": "headrace.app.cli.completion:completion",
 }
 """Verb → `module:command`, in the order of the help. A verb's module is loaded when it is used, so
 each holds in memory, and waits for, only what it needs."""
@@ -64,6 +66,11 @@ class Verbs(click.Group):
         module, _, name = VERBS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the verbs that begin so; click would load them all for their help."""
+        verbs = [CompletionItem(verb) for verb in VERBS if verb.startswith(incomplete)]
+        return [*verbs, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 @click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from headrace.app.cli import completing
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import console, print_json, print_rows
 from headrace.app.data_directory import open_tables, read_plan
@@ -43,7 +44,7 @@ def list_outputs(layout: Layout, *, as_json: bool) -> None:
 
 
 @outputs.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, shell_complete=completing.outputs)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--made", is_flag=True, help="Also what the pipeline makes: it begins anew, empty.")
 @data_option

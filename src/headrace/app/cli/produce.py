@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from headrace.app.cli import completing
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import console, print_json
 from headrace.app.cli.tail import check_topic
@@ -26,7 +27,7 @@ RECORDS_A_BATCH = 1_000
 
 
 @click.command()
-@click.argument("topic")
+@click.argument("topic", shell_complete=completing.topics)
 @click.argument("file", type=click.Path(path_type=Path, allow_dash=True, exists=True), default="-")
 @click.option("--id", "id_path", default="", help="Key path of a record's own id.")
 @click.option("--key", "key_path", default="", help="Key path of a record's key.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from headrace.app.cli import completing
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import print_json, print_rows, size_text
 from headrace.app.data_directory import open_tables
@@ -16,7 +17,7 @@ PUBLIC = ("tables/", "views/")
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.outputs)
 @click.option("--all", "every", is_flag=True, help="The pipeline's own tables too.")
 @data_option
 @json_option

@@ -10,6 +10,7 @@ import click
 import msgspec
 import pyarrow as pa
 
+from headrace.app.cli import completing
 from headrace.app.cli.options import data_option
 from headrace.app.cli.printing import id_text
 from headrace.app.cli.tail_table import POLL_S, ROWS_SHOWN, Wanted, tail_table
@@ -28,8 +29,13 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
 
 
 @click.command()
-@click.argument("topic", required=False)
-@click.option("--table", "name", help="Print new rows of this table or view instead.")
+@click.argument("topic", required=False, shell_complete=completing.topics)
+@click.option(
+    "--table",
+    "name",
+    shell_complete=completing.outputs,
+    help="Print new rows of this table or view instead.",
+)
 @click.option(
     "--from",
     "begin",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from headrace.app.cli import completing
 from headrace.app.cli.options import data_option, json_option
 from headrace.app.cli.printing import console, print_json, print_rows
 from headrace.app.cli.tail import check_topic
@@ -45,7 +46,7 @@ def list_topics(layout: Layout, *, as_json: bool) -> None:
 
 
 @topics.command()
-@click.argument("topic")
+@click.argument("topic", shell_complete=completing.topics)
 @data_option
 @json_option
 def describe(topic: str, layout: Layout, *, as_json: bool) -> None:
@@ -65,7 +66,7 @@ def describe(topic: str, layout: Layout, *, as_json: bool) -> None:
 
 
 @topics.command()
-@click.argument("topic")
+@click.argument("topic", shell_complete=completing.topics)
 @click.option(
     "--partitions", type=click.IntRange(1, PARTITIONS_MAX), default=3, show_default=True,
     help="Into how many parts its records are spread.",
@@ -79,7 +80,7 @@ def create(topic: str, partitions: int, layout: Layout) -> None:
 
 
 @topics.command()
-@click.argument("topic")
+@click.argument("topic", shell_complete=completing.topics)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @data_option
 def delete(topic: str, layout: Layout, *, yes: bool) -> None:
