@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 BENCHMARKS ?= door stage pipeline fresh growth keyed listeners sql_beside
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-biodiversity demo-cluster demo-factory test test-presto lint format docs bench bench-cluster clean
+.PHONY: help setup test-browser demo demo-biodiversity demo-cluster demo-factory test test-presto lint format docs bench bench-cluster clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,16 @@ test: $(READY) ## run every test
 
 test-presto: $(READY) ## have Presto read tables as they are written (the first time it downloads 2.1 GB)
 	HEADRACE_TEST_PRESTO=1 $(BIN)/python -m pytest tests/engines/test_presto.py
+
+test-browser: $(VENV)/.browser ## walk through the dashboard with Chromium; leaves pictures in build/pictures
+	HEADRACE_TEST_BROWSER=1 $(BIN)/python -m pytest tests/browser
+
+$(VENV)/.browser: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group browser
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		apt-get install -qq --yes chromium fonts-dejavu-core >/dev/null; } || \
+		{ echo "Chromium is missing: apt-get install chromium fonts-dejavu-core"; exit 1; }
+	touch $@
 
 lint: $(READY) ## check style, types and layers
 	$(BIN)/ruff check

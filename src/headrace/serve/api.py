@@ -30,7 +30,7 @@ from headrace.serve.dashboard.changes import Changes
 from headrace.serve.dashboard.handlers import Parts, dashboard_handlers, dashboard_paths
 from headrace.serve.dashboard.page import ROOT, Shell
 from headrace.serve.dashboard.session import SessionPages, to_sign_in
-from headrace.serve.documentation import documentation_page
+from headrace.serve.documentation import documentation
 from headrace.serve.endpoints import Endpoints, NamedQuery, json_response
 from headrace.serve.errors import error_response, on_http_exception
 from headrace.serve.letters import LetterActs, LetterEndpoints
@@ -75,6 +75,15 @@ class Served(NamedTuple):
     scopes: dict[str, str]
     is_page: bool = False
     """Whether people look at it."""
+
+
+class Guard(NamedTuple):
+    """What holds on every path."""
+
+    access: Access
+    metrics: Metrics
+    clock: Clock
+    shell: Shell
 
 
 MEMORY_SHARE = 4
@@ -143,7 +152,7 @@ def create_app(
         await sql.workers.close()
         engine.close()
 
-    app = _application(plan, handlers, access, metrics, clock)
+    app = _application(plan, handlers, Guard(access, metrics, clock, shell))
     app.router.lifespan_context = lifespan
     app.state.engine = engine
     app.state.readings = readings
@@ -153,13 +162,7 @@ def create_app(
     return app
 
 
-def _application(
-    plan: Plan,
-    handlers: dict[str, dict[str, Handler]],
-    access: Access,
-    metrics: Metrics,
-    clock: Clock,
-) -> Starlette:
+def _application(plan: Plan, handlers: dict[str, dict[str, Handler]], guard: Guard) -> Starlette:
     """Return the application that asks each path's scope before it answers."""
     pages = {*dashboard_paths(plan), "/docs"}
 
@@ -167,23 +170,24 @@ def _application(
         scopes = {method: scope_of(method, path, plan) for method in by_method}
         is_page = path in pages or path.startswith(ROOT)
         served = Served(path, by_method, scopes, is_page)
-        return partial(_guarded, served, access, metrics, clock)
+        return partial(_guarded, served, guard)
 
     app = Starlette(
         routes=[
             Route(path, endpoint(path, by_method), methods=list(by_method))
             for path, by_method in handlers.items()
         ],
-        exception_handlers={HTTPException: partial(_on_unknown, access)},
+        exception_handlers={HTTPException: partial(_on_unknown, guard.access)},
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _is_person(served: Served, error: HeadraceError, request: Request) -> bool:
-    """Return whether somebody looks for a page without having signed in."""
-    is_page = served.is_page and "text/html" in request.headers.get("accept", "")
-    return is_page and error.code == "unauthorized"
+def _refusal(served: Served, shell: Shell, error: HeadraceError, request: Request) -> Response:
+    """Return the answer for an error: a page where people look, JSON elsewhere."""
+    if not served.is_page or "text/html" not in request.headers.get("accept", ""):
+        return error_response(error)
+    return to_sign_in(request) if error.code == "unauthorized" else shell.fault(error, request)
 
 
 def _head_of(response: Response) -> Response:
@@ -232,13 +236,13 @@ def _own_handlers(
 ) -> dict[str, dict[str, Handler]]:
     endpoints = Endpoints(readings, metrics, layout, clock, waits_for)
     described = openapi(plan)
-    page = documentation_page(described, shell)
+    described_html = documentation(described)
 
     async def get_openapi(_: Request) -> Response:
         return json_response(described)
 
-    async def get_documentation(_: Request) -> Response:
-        return page
+    async def get_documentation(request: Request) -> Response:
+        return shell.plain("HTTP", described_html, request)
 
     reading = {
         "/v1/tables": endpoints.tables,
@@ -271,10 +275,9 @@ def _source_handlers(sources: SourceEndpoints) -> dict[str, dict[str, Handler]]:
     }
 
 
-async def _guarded(
-    served: Served, access: Access, metrics: Metrics, clock: Clock, request: Request
-) -> Response:
+async def _guarded(served: Served, guard: Guard, request: Request) -> Response:
     """Answer a request: only those let in, errors in their one shape, HEAD without a body."""
+    access, metrics, clock = guard.access, guard.metrics, guard.clock
     started = clock.monotonic_s()
     path = served.path
     method = "GET" if request.method == "HEAD" else request.method
@@ -283,7 +286,7 @@ async def _guarded(
             access.check(request, scope)
         response = await served.handlers[method](request)
     except HeadraceError as e:
-        response = to_sign_in(request) if _is_person(served, e, request) else error_response(e)
+        response = _refusal(served, guard.shell, e, request)
         if isinstance(e, Internal | Corrupt):
             _log.exception("%s %s", request.method, path)
     except HTTPException as e:

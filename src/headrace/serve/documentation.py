@@ -5,18 +5,14 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from starlette.responses import Response
-
-from headrace.serve.dashboard.page import Shell
-
 Json = dict[str, Any]
 
 _SQL = "```sql\n"
 """How the description of a named query begins."""
 
 
-def documentation_page(described: Json, shell: Shell) -> Response:
-    """Return the page of an OpenAPI document."""
+def documentation(described: Json) -> str:
+    """Return what the page of an OpenAPI document says, as HTML."""
     by_tag: dict[str, list[str]] = {}
     for path, operations in described["paths"].items():
         for methods, operation in distinct(operations):
@@ -31,7 +27,7 @@ def documentation_page(described: Json, shell: Shell) -> Response:
         f"<header><h1>{escape(info['title'])}</h1><p>{escape(info['description'])}</p>"
         '<p><a href="/openapi.json">openapi.json</a></p></header>'
     )
-    return shell.plain("HTTP", head + "".join(parts))
+    return head + "".join(parts)
 
 
 def distinct(operations: Json) -> list[tuple[str, Json]]:

@@ -133,20 +133,22 @@ def _samples(snapshots: Snapshots, since_us: int) -> pa.Table | None:
     if snapshot is None or not snapshot.files:
         return None
     files = [f for f in snapshot.files if _may_hold(f.stats, since_us)]
+    if not files:
+        return None
     table = snapshots.reader.read(snapshot, files)
     since = pa.scalar(since_us, pa.timestamp("us", tz="UTC"))
-    return table.filter(pc.greater_equal(table.column("at"), since)).sort_by("at")
+    return table.filter(pc.greater_equal(table.column("sampled_at"), since)).sort_by("sampled_at")
 
 
 def _used(samples: pa.Table | None, now_us: int) -> list[Used]:
-    """Return what each process used when it was sampled last, unless it has ended."""
+    """Return what each role used when it was sampled last, unless it has ended."""
     if samples is None:
         return []
-    last: dict[tuple[str, str, int], tuple[int, Used]] = {}
+    last: dict[tuple[str, str], tuple[int, Used]] = {}
     names = ("node", "role", "pid", "cpu_percent", "memory_bytes")
-    times = samples.column("at").cast(pa.int64()).to_pylist()
+    times = samples.column("sampled_at").cast(pa.int64()).to_pylist()
     for at_us, row in zip(times, samples.select(list(names)).to_pylist(), strict=True):
-        last[row["node"], row["role"], row["pid"]] = (at_us, Used(**row))
+        last[row["node"], row["role"]] = (at_us, Used(**row))
     return [used for at_us, used in last.values() if now_us - at_us < STALE_US]
 
 
@@ -156,13 +158,13 @@ def _over_time(
     """Return a column of the samples against time, a line for each role of each node."""
     if samples is None or not samples.num_rows:
         return {"x": [], "series": [], "unit": unit}
-    rows = samples.select(["at", "node", "role", column]).to_pylist()
+    rows = samples.select(["sampled_at", "node", "role", column]).to_pylist()
     nodes = {row["node"] for row in rows}
     width_s = HISTORY_S // epochs.BUCKETS
     lines: dict[str, dict[int, float]] = {}
     for row in rows:
         name = row["role"] if len(nodes) == 1 else f"{row['role']} at {row['node']}"
-        at = int(row["at"].timestamp()) // width_s * width_s
+        at = int(row["sampled_at"].timestamp()) // width_s * width_s
         held = lines.setdefault(name, {})
         held[at] = max(held.get(at, 0.0), row[column] / per)
     x = sorted({at for line in lines.values() for at in line})
@@ -172,7 +174,7 @@ def _over_time(
 
 def _may_hold(stats: str | None, since_us: int) -> bool:
     """Return whether a file may have samples since a moment; one that does not say may."""
-    newest = msgspec.json.decode(stats).get("maxValues", {}).get("at") if stats else None
+    newest = msgspec.json.decode(stats).get("maxValues", {}).get("sampled_at") if stats else None
     if newest is None:
         return True
     moment: dt.datetime = msgspec.convert(newest, type=dt.datetime)

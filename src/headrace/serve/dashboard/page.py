@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from headrace.model.errors import HeadraceError
 from headrace.model.plan import Plan
 from headrace.serve.dashboard import shown
+from headrace.serve.errors import status_of
 
 ROOT = "/_/"
 """The dashboard's own paths begin so."""
@@ -97,9 +99,13 @@ class Shell:
         )
         return Response(text, status, headers=HEADERS, media_type="text/html")
 
-    def plain(self, title: str, body: str) -> Response:
+    def fault(self, error: HeadraceError, request: Request) -> Response:
+        """Return the page that says what is wrong."""
+        return self.page("fault.html", "Not so", request, status=status_of(error), error=error)
+
+    def plain(self, title: str, body: str, request: Request) -> Response:
         """Return a page whose body is made already, as HTML."""
-        return self.page("plain.html", title, body=Markup(body))  # noqa: S704 - made by us, escaped
+        return self.page("plain.html", title, request, body=Markup(body))  # noqa: S704 - made by us, escaped
 
 
 async def asset(request: Request) -> Response:

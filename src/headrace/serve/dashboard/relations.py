@@ -20,7 +20,7 @@ from headrace.serve.dashboard.shown import Grid, grid
 from headrace.serve.freshness import Freshness
 from headrace.serve.pages import SUFFIXES, page_of, split
 from headrace.serve.reading import Reading, Readings
-from headrace.serve.relations import Catalog, Relation
+from headrace.serve.relations import Catalog, Relation, literal
 from headrace.stage.encode import records
 
 SHOWN = 50
@@ -214,26 +214,26 @@ def chart_of(reading: Reading, relation: Relation, view: View) -> dict[str, obje
     at, count = quoted(times[0].name), counts[0]
     others = [c for c in _keys(relation) if not c.type.startswith("TIMESTAMP")]
     parts = ", ".join(f"coalesce(CAST({quoted(c.name)} AS VARCHAR), 'null')" for c in others)
-    line = f"concat_ws(' · ', {parts})" if others else f"'{count.name}'"
+    line = f"concat_ws(' · ', {parts})" if others else literal(count.name)
     name = quoted(relation.name)
     sql = f"""
         WITH windows AS (
-            SELECT DISTINCT {at} AS at FROM {name} ORDER BY at DESC LIMIT {WINDOWS_MAX}
+            SELECT DISTINCT {at} AS begin_at FROM {name} ORDER BY begin_at DESC LIMIT {WINDOWS_MAX}
         ), points AS (
-            SELECT epoch({at})::BIGINT AS at, {line} AS line, sum({quoted(count.name)}) AS n
-            FROM {name} WHERE {at} >= (SELECT min(at) FROM windows) GROUP BY ALL
+            SELECT epoch({at})::BIGINT AS second, {line} AS line, sum({quoted(count.name)}) AS n
+            FROM {name} WHERE {at} >= (SELECT min(begin_at) FROM windows) GROUP BY ALL
         ), largest AS (
             SELECT line FROM points GROUP BY line ORDER BY sum(n) DESC, line LIMIT {LINES_MAX}
         )
-        SELECT at, line, n FROM points WHERE line IN (FROM largest) ORDER BY at, line
+        SELECT second, line, n FROM points WHERE line IN (FROM largest) ORDER BY second, line
     """
     rows = records(reading.session.select(sql))
-    x = sorted({int(str(r["at"])) for r in rows})
+    x = sorted({int(str(r["second"])) for r in rows})
     place = {second: i for i, second in enumerate(x)}
     lines: dict[str, list[float | None]] = {}
     for row in rows:
         y = lines.setdefault(str(row["line"]), [None] * len(x))
-        y[place[int(str(row["at"]))]] = float(str(row["n"]))
+        y[place[int(str(row["second"]))]] = float(str(row["n"]))
     series = [{"name": n, "y": y} for n, y in sorted(lines.items())]
     return {"x": x, "series": series, "unit": "", "title": count.name, "points": True}
 

@@ -17,6 +17,7 @@ UNKNOWN = "\N{EN DASH}"
 """Stands where a value is not known."""
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SIZES = ("bytes", "kB", "MB", "GB", "TB", "PB")
 _THOUSAND = 1_000
 _UNITS = ((86_400, "days"), (3_600, "hours"), (60, "minutes"))
@@ -103,12 +104,14 @@ def text_of(value: object) -> str:
 
 
 def _class(values: Sequence[object]) -> str:
-    """Return how a column is set: numbers to the right, times on one line."""
+    """Return how a column is set: numbers to the right, times and ids on one line."""
     there = [v for v in values if v is not None]
     if there and all(isinstance(v, int | float) and not isinstance(v, bool) for v in there):
         return "number"
     if there and all(isinstance(v, str) and _TIME.fullmatch(v) for v in there):
         return "time"
+    if there and all(isinstance(v, str) and _ID.fullmatch(v) for v in there):
+        return "id"
     return ""
 
 

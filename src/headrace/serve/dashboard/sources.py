@@ -35,6 +35,7 @@ class SourcePages:
     ) -> None:
         self._shell = shell
         self._endpoints = endpoints
+        self._is_open = plan.options.add_sources
         self._topics = [t.name for t in plan.topics]
         self._kinds = [
             Kind(name, [o for o in options.declared(kind) if not o.owner])
@@ -52,5 +53,6 @@ class SourcePages:
             sources=sources,
             topics=self._topics,
             kinds=self._kinds,
+            is_open=self._is_open,
             every_s=2,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from headrace.model.samples import SAMPLES_NAME
 from headrace.serve.arguments import Arguments
 from headrace.serve.dashboard.page import Shell
 from headrace.serve.reading import Readings
@@ -38,4 +39,5 @@ class SqlPage:
             *(catalog.table(t.name) for t in plan.tables),
             *(catalog.view(v.name) for v in plan.views),
             catalog.dead_letters(),
+            *([] if catalog.has(SAMPLES_NAME) else [catalog.samples()]),
         ]

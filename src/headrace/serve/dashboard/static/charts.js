@@ -32,17 +32,18 @@ function draw(figure, text) {
 }
 
 function options(figure, box, values) {
-  const style = getComputedStyle(document.body);
-  const axis = { stroke: style.color, grid: { stroke: style.getPropertyValue("--line"), width: 1 }, ticks: { show: false } };
+  const style = getComputedStyle(figure); // its border has the colour of lines, resolved
+  const grid = { stroke: style.borderTopColor, width: 1 };
+  const axis = { stroke: style.color, font: "11px system-ui, sans-serif", grid, ticks: { show: false } };
   const show = (_, value) => (value === null || value === undefined ? "–" : number(value) + values.unit);
   return {
     width: box.clientWidth,
     height: figure.classList.contains("tall") ? 280 : 170,
     tzDate: (second) => uPlot.tzDate(new Date(second * 1000), "Etc/UTC"),
     scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high ?? 0) <= 0 ? 1 : high * 1.05] } },
-    axes: [axis, { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => number(tick) + values.unit) }],
+    axes: [{ ...axis, values: (_, seconds, __, ___, step) => seconds.map((at, i) => moment(at, step, i === 0)) }, { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => number(tick) + values.unit) }],
     series: [
-      { label: "UTC" },
+      { label: "UTC", value: (_, at) => (at === null ? "–" : moment(at, 1, true)) },
       ...values.series.map((one, i) => ({
         label: one.name,
         stroke: COLOURS[i % COLOURS.length],
@@ -53,6 +54,13 @@ function options(figure, box, values) {
       })),
     ],
   };
+}
+
+// A moment in UTC; with its day where that is new.
+function moment(second, step, isFirst) {
+  const [day, time] = new Date(second * 1000).toISOString().split("T");
+  const clock = step < 60 ? time.slice(0, 8) : time.slice(0, 5);
+  return isFirst || clock.startsWith("00:00") ? `${clock}\n${day}` : clock;
 }
 
 function number(value) {
