@@ -69,7 +69,7 @@ def test_every_command_exists_with_its_options(words):
 def test_there_is_something_to_test():
     assert len(ALL_COMMANDS) > 15
     found = {name for name, _ in blocks(GUIDE, "python")}
-    assert found == {"shop.py", "test_shop.py", "stock/stock.py", "replay.py"}
+    assert found == {"shop.py", "test_shop.py", "stock/stock.py", "replay.py", "read.py"}
 
 
 @pytest.mark.parametrize("name", ["shop.py", "stock/stock.py", "replay.py"])
@@ -125,13 +125,53 @@ def shop(folder):
         run.stderr.close()
 
 
+def heard(command, word):
+    """Return what a command that goes on prints, up to a line with a word in it."""
+    listening = subprocess.Popen(shlex.split(command), stdout=subprocess.PIPE, text=True)
+    try:
+        return next((line for line in listening.stdout if word in line), "")
+    finally:
+        listening.kill()
+        listening.communicate()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the guide's requests are made by curl")
+def test_the_guides_first_events(tmp_path):
+    section = GUIDE.split("## First events")[1].split("## First pipeline")[0]
+    port, answers = free_port(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert call(["init"]) == 0
+        command = [BIN / "headrace", "run", "pipeline.py", "--port", str(port), "--until-eof"]
+        pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, **pipes) as run:
+            next(line for line in run.stderr if "runs at" in line)
+            lines = [line for _, b in blocks(section, "sh") for line in b.splitlines()]
+            for line in (line for line in lines if line.startswith("curl")):
+                words = shlex.split(line.replace("8080", str(port)))
+                words += ["-sS", "-f", "--retry", "20", "--retry-all-errors", "--retry-delay", "1"]
+                answers.append(subprocess.check_output(words, text=True, timeout=60))
+            (tail,) = [shlex.split(line)[1:] for line in lines if line.startswith("headrace tail")]
+            tail = [word for word in tail if word != "--exit"]
+            told = subprocess.check_output(
+                [BIN / "headrace", *tail, "--json", "--count", "2"], text=True, timeout=60
+            )
+            run.send_signal(signal.SIGINT)
+            run.communicate(timeout=30)
+    assert answers[:2] == ["Sword Purchased!\n", "Joined guild!\n"]
+    assert "rows" in json.loads(answers[2])
+    events = {json.loads(line)["event_type"] for line in told.splitlines()}
+    assert events == {"purchase_sword", "join_guild"}
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the guide's requests are made by curl")
 def test_the_guide_from_run_to_dead_letter(shop, folder, capsys, monkeypatch):
     section = GUIDE.split("## Run it")[1].split("## Look inside")[0]
     lines = [line for _, b in blocks(section, "sh") for line in b.splitlines() if "curl" in line]
     header = re.search(r'JSON="(.*)"', section)[1]
+    (listening,) = [line for line in lines if "/live" in line]
     answers = []
-    for line in lines:
+    for line in lines[: lines.index(listening)]:
         words = shlex.split(line.replace("8080", str(shop)).replace("$JSON", header))
         wait = ["--retry", "20", "--retry-all-errors", "--retry-delay", "1", "-f"]
         extra = wait if "/sold" in line or "views" in line or "/v1/sql" in line else []
@@ -143,8 +183,12 @@ def test_the_guide_from_run_to_dead_letter(shop, folder, capsys, monkeypatch):
     assert "rows" in json.loads(answers[3])
     assert "rows" in json.loads(answers[4])
     assert [c["name"] for c in json.loads(answers[5])["columns"]] == ["sold", "cents"]
+    assert "desk" in heard(listening.replace("8080", str(shop)), "desk")
     monkeypatch.setenv("HEADRACE_DATA", str(folder / "shop-data"))
     capsys.readouterr()
     assert call(["tail", "sales", "--from", "beginning", "--exit"]) == 0
     tailed = [json.loads(line)["sale_id"] for line in capsys.readouterr().out.splitlines()]
     assert tailed == ["1", "2", "3"]
+    told = subprocess.check_output([sys.executable, "read.py"], cwd=folder, text=True, timeout=60)
+    assert "tables.sales" in told
+    assert re.search(r"desk\W+1\W", told)
