@@ -14,7 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
+import polars as pl
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 from live_game import Sent, put_table, write_pipeline
 from pages import PAGES, blocks
 
@@ -93,6 +96,13 @@ def test_what_is_opened_through_headrace(game, polars_page, pandas_page):
     row = tuple(by_type[t] for t in ("request_group", "accept_member", "decline_member"))
     assert polars_page["opened"].rows() == [(*row, 3)]
     assert list(pandas_page["opened"].itertuples(index=False, name=None)) == [(*row, 3)]
+
+
+def test_a_lazy_frame_of_polars_reads_what_is_newest(tmp_path):
+    write_deltalake(tmp_path, pa.table({"n": [1]}))
+    lazy = pl.scan_delta(tmp_path)
+    write_deltalake(tmp_path, pa.table({"n": [2]}), mode="append")
+    assert lazy.collect().height == 2
 
 
 def test_duckdb(game):
