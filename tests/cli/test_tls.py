@@ -112,3 +112,19 @@ def test_settings_of_the_file_are_checked(tmp_path):
         (tmp_path / "x.toml").write_text(f'[http]\ntls_cert = "c"\ntls_key = "k"\n{text}\n')
         with pytest.raises(Invalid, match="no such number"):
             deployment_file.wish(Wanted(config=tmp_path / "x.toml"), Deployment())
+
+
+@pytest.mark.parametrize(("days", "fine"), [(30, True), (13, False)])
+def test_doctor_says_in_time_that_a_certificate_ends(headrace, folder, days, fine):
+    headrace("dev-cert", "--to", folder, "--days", days)
+    (folder / "headrace.toml").write_text(
+        f'[http]\ntls_cert = "{folder / CERTIFICATE}"\ntls_key = "{folder / KEY}"\n'
+    )
+    assert found_of_certificate(headrace)["fine"] == fine
+    (folder / KEY).chmod(0o644)
+    assert "mode 0644" in found_of_certificate(headrace)["found"]
+
+
+def found_of_certificate(headrace):
+    (found,) = (f for f in headrace("doctor", "--json").json() if f["what"] == "certificate")
+    return found

@@ -26,9 +26,10 @@ from headrace.app.cli.status import is_running
 from headrace.app.data_directory import find_plan
 from headrace.app.deployment_file import Wanted
 from headrace.app.pipeline_file import require_plan
+from headrace.control import certificate
 from headrace.log.segment import check_sqlite
 from headrace.model.clock import Clock, SystemClock
-from headrace.model.deployment import Deployment
+from headrace.model.deployment import Deployment, HttpSettings
 from headrace.model.errors import HeadraceError
 from headrace.model.layout import Layout
 
@@ -38,6 +39,8 @@ FSYNC_S_MAX = 0.05
 """A disk that takes longer for a few bytes acknowledges few requests a second."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afpfs"}
 """Where locks or renames are not what they are on a local disk."""
+RENEW_S_MIN = 14 * 86_400.0
+"""A certificate that ends sooner is to be renewed; authorities make them for some weeks."""
 LIBRARIES = ("apsw", "duckdb", "granian", "msgspec", "pyarrow", "sqlglot", "starlette")
 
 
@@ -57,9 +60,13 @@ def doctor(pipeline: Path | None, layout: Layout, wanted: Wanted, *, as_json: bo
     a file are made for it, and deleted. Status 2 if something is not as it should be.
     """
     clock = SystemClock()
-    deployment = deployment_file.wish(wanted, deployment_file.kept(layout) or Deployment())
+    before = deployment_file.kept(layout) or Deployment()
+    deployment = deployment_file.wish(wanted, before)
     plan = require_plan(pipeline) if pipeline else find_plan(layout)
     findings = [*examine(layout, clock), *examine_deployment(deployment, plan, clock)]
+    http = deployment.http if deployment.http.is_tls else before.http
+    if http.is_tls:
+        findings.append(_certificate(http, clock))
     if as_json:
         print_json([f._asdict() for f in findings])
     else:
@@ -155,6 +162,16 @@ def _owner(layout: Layout) -> Iterator[Finding]:
         mode = layout.root.stat().st_mode & 0o077
         hint = f"chmod 700 {layout.root}: events are nobody else's"
         yield Finding("data directory", mode == 0, f"{layout.root}, mode 0{mode | 0o700:o}", hint)
+
+
+def _certificate(http: HttpSettings, clock: Clock) -> Finding:
+    try:
+        ends = certificate.check(Path(http.tls_cert), Path(http.tls_key), clock.now_us())
+    except HeadraceError as error:
+        return Finding("certificate", fine=False, found=error.message, hint=error.hint)
+    left_s = ends.timestamp() - clock.now_us() / 1e6
+    hint = "renew it in time: a run takes the renewed files by itself"
+    return Finding("certificate", left_s > RENEW_S_MIN, f"until {ends:%Y-%m-%d %H:%M} UTC", hint)
 
 
 def _port(layout: Layout) -> Finding:
