@@ -293,7 +293,7 @@ def test_a_person_is_sent_to_sign_in_and_back(guarded):
 def test_a_token_that_is_not_good_signs_nobody_in(guarded):
     answer = sign_in(guarded, "hr_api_x")
     assert answer.status_code == 401
-    assert "none that is good" in answer.text
+    assert "This token is no good here" in answer.text
     assert sign_in(guarded, guarded.make("append:events")).status_code == 403
     for _ in range(FAILED_MAX):
         answer = sign_in(guarded, "hr_api_x")

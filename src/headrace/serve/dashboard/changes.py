@@ -1,27 +1,30 @@
 """`/_/changes`: tells a page that something it may show has changed.
 
-One look serves all pages: the versions of every table and view, which costs two `stat` calls each,
-a few times a second and only while somebody looks. What has changed is not said; a page asks for
-itself again.
+One look serves all pages, a few times a second and only while somebody looks: at the versions of
+the ledger, in which every epoch of every table is, and of the views, which are published when that
+suits. Each costs two `stat` calls. What has changed is not said; a page asks for itself again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from headrace.model.errors import HeadraceError, Unavailable
+from headrace.model.plan import LEDGER, Plan
 from headrace.serve import live
 from headrace.serve.query import stopping
-from headrace.serve.reading import Reading, Readings
-from headrace.serve.relations import Catalog, Identity, Relation
+from headrace.serve.relations import Snapshots
 
 EVERY_S = 0.2
 LISTENERS_MAX = 1_000
+
+Mark = list[tuple[str, int] | None]
+"""The versions that there are."""
 
 _log = logging.getLogger("headrace.serve")
 
@@ -29,9 +32,10 @@ _log = logging.getLogger("headrace.serve")
 class Changes:
     """The handler, with those who listen; used from one event loop."""
 
-    def __init__(self, readings: Readings) -> None:
+    def __init__(self, plan: Plan, snapshots: Snapshots) -> None:
         """Look at nothing yet."""
-        self._readings = readings
+        self._snapshots = snapshots
+        self._storages = [LEDGER, *(f"views/{v.name}" for v in plan.views)]
         self._listeners = 0
         self._changed = asyncio.Event()
         self._closed = False
@@ -73,10 +77,10 @@ class Changes:
                 self._task = None
 
     async def _follow(self) -> None:
-        known: tuple[int, Sequence[Identity]] | None = None
+        known: Mark | None = None
         while True:
             try:
-                found = await self._readings.read(self._all, self._marks)
+                found = await asyncio.to_thread(self._mark)
             except HeadraceError as e:
                 _log.debug("Nothing was seen: %s", e.message)
             else:
@@ -86,13 +90,8 @@ class Changes:
                 known = found
             await asyncio.sleep(EVERY_S)
 
-    def _all(self, catalog: Catalog) -> list[Relation]:
-        plan = self._readings.plan
+    def _mark(self) -> Mark:
         return [
-            *(catalog.table(t.name) for t in plan.tables),
-            *(catalog.view(v.name) for v in plan.views),
-            catalog.dead_letters(),
+            None if snapshot is None else (snapshot.table_id, snapshot.version)
+            for snapshot in map(self._snapshots.newest, self._storages)
         ]
-
-    def _marks(self, reading: Reading) -> tuple[int, Sequence[Identity]]:
-        return self._readings.ledger.last().epoch, [r.identity for r in reading.relations]

@@ -235,7 +235,7 @@ def chart_of(reading: Reading, relation: Relation, view: View) -> dict[str, obje
         y = lines.setdefault(str(row["line"]), [None] * len(x))
         y[place[int(str(row["second"]))]] = float(str(row["n"]))
     series = [{"name": n, "y": y} for n, y in sorted(lines.items())]
-    return {"x": x, "series": series, "unit": "", "title": count.name, "points": True}
+    return {"x": x, "series": series, "unit": "", "title": count.name}
 
 
 def _keys(relation: Relation) -> list[Column]:

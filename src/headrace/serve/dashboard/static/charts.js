@@ -2,6 +2,7 @@
 "use strict";
 
 const COLOURS = ["#2f7fc4", "#d9822b", "#3a9d5d", "#b5509c", "#8a7a2f", "#c4473a", "#5b6ee1"];
+const FEW = 40; // points of a line that are seen one by one
 const plots = new Map();
 
 function renewChart(figure, text) {
@@ -40,7 +41,11 @@ function options(figure, box, values) {
     width: box.clientWidth,
     height: figure.classList.contains("tall") ? 280 : 170,
     tzDate: (second) => uPlot.tzDate(new Date(second * 1000), "Etc/UTC"),
-    scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high ?? 0) <= 0 ? 1 : high * 1.05] } },
+    scales: {
+      // A single moment has a minute on either side, not years.
+      x: { range: (_, first, last) => (first === last ? [first - 60, last + 60] : [first, last]) },
+      y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high ?? 0) <= 0 ? 1 : high * 1.05] },
+    },
     axes: [{ ...axis, values: (_, seconds, __, ___, step) => seconds.map((at, i) => moment(at, step, i === 0)) }, { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => number(tick) + values.unit) }],
     series: [
       { label: "UTC", value: (_, at) => (at === null ? "–" : moment(at, 1, true)) },
@@ -49,7 +54,7 @@ function options(figure, box, values) {
         stroke: COLOURS[i % COLOURS.length],
         width: 1.5,
         spanGaps: true,
-        points: { show: Boolean(values.points) && values.x.length < 40 },
+        points: { show: one.y.filter((value) => value !== null).length < FEW },
         value: show,
       })),
     ],
@@ -59,6 +64,7 @@ function options(figure, box, values) {
 // A moment in UTC; with its day where that is new.
 function moment(second, step, isFirst) {
   const [day, time] = new Date(second * 1000).toISOString().split("T");
+  if (step >= 86_400) return day;
   const clock = step < 60 ? time.slice(0, 8) : time.slice(0, 5);
   return isFirst || clock.startsWith("00:00") ? `${clock}\n${day}` : clock;
 }
