@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from headrace.app.cli.main import call, cli
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
+OLD_SYSTEMS = (ROOT / "docs" / "old-systems.md").read_text()
 BLOCK = re.compile(r"(?:<!-- (?P<name>[^>]*?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 BIN = Path(sys.executable).parent
 
@@ -51,7 +53,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-ALL_COMMANDS = [*commands(README), *commands(GUIDE)]
+ALL_COMMANDS = [*commands(README), *commands(GUIDE), *commands(OLD_SYSTEMS)]
 
 
 @pytest.mark.parametrize("words", ALL_COMMANDS, ids=" ".join)
@@ -107,11 +109,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def shop(folder):
-    """The guide's pipeline, running."""
+@contextmanager
+def running(pipeline, data, folder):
+    """Run a pipeline; yield its port."""
     port = free_port()
-    command = [BIN / "headrace", "run", "shop.py", "--data", "shop-data", "--port", str(port)]
+    command = [BIN / "headrace", "run", pipeline, "--data", data, "--port", str(port)]
     run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     try:
         for line in run.stderr:
@@ -123,6 +125,13 @@ def shop(folder):
         run.send_signal(signal.SIGINT)
         run.wait(30)
         run.stderr.close()
+
+
+@pytest.fixture
+def shop(folder):
+    """The guide's pipeline, running."""
+    with running("shop.py", "shop-data", folder) as port:
+        yield port
 
 
 def heard(command, word):
@@ -192,3 +201,36 @@ def test_the_guide_from_run_to_dead_letter(shop, folder, capsys, monkeypatch):
     told = subprocess.check_output([sys.executable, "read.py"], cwd=folder, text=True, timeout=60)
     assert "tables.sales" in told
     assert re.search(r"desk\W+1\W", told)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page's requests are made by curl")
+def test_the_old_systems_commands_answer(tmp_path):
+    """Each line of the game's block, as it stands; a question is asked again until all is in."""
+    ((_, block),) = [(name, b) for name, b in blocks(OLD_SYSTEMS, "sh") if name == "game"]
+    ((_, script),) = [(n, b) for n, b in blocks(OLD_SYSTEMS, "python") if n == "game.py"]
+    (tmp_path / "game.py").write_text(script)
+    told = {}
+    with running(ROOT / "examples" / "game" / "pipeline.py", "game-data", tmp_path) as port:
+        for line in block.splitlines():
+            words = shlex.split(line.replace("8080", str(port)))
+            words[:1] = [BIN / "headrace"] if words[0] == "headrace" else ["curl", "-sS"]
+            if "purchase_sword" in line and "--table" in line:
+                # It may not be committed yet: wait for the one that was sent.
+                words = [word for word in words if word != "--exit"] + ["--count", "1"]
+            told[line] = subprocess.check_output(words, cwd=tmp_path, text=True, timeout=60)
+        command = [BIN / "headrace", "tail", "--table", "request_group", "--data", "game-data"]
+        command += ["--from", "beginning", "--json", "--count", "2"]
+        rows = subprocess.check_output(command, cwd=tmp_path, text=True, timeout=60).splitlines()
+        frame = subprocess.check_output([sys.executable, "game.py"], cwd=tmp_path, text=True)
+    replies = [told[line] for line in told if line.startswith("curl")]
+    assert replies == [
+        *("Sword Purchased!\n", "Knife Purchased!\n", "Guild Joined!\n"),
+        *("Request Submitted!\n", "Request Submitted!\n", "Member Accepted!\n"),
+    ]
+    tails = [text.splitlines() for line, text in told.items() if line.startswith("headrace tail")]
+    assert [json.loads(line)["event_type"] for line in tails[0]] == [
+        *("purchase_sword", "purchase_knife", "joined_guild:red"),
+    ]
+    assert len(tails[1]) == 33
+    assert {"raw_event", "timestamp", "Accept", "Host", "User-Agent"} <= set(json.loads(rows[0]))
+    assert "purchase_knife" in frame
