@@ -12,9 +12,10 @@ import click
 import pytest
 
 from headrace.app.cli.init import TEMPLATES
-from headrace.app.cli.load import Target, generate
 from headrace.app.cli.main import VERBS, cli
 from headrace.app.data_directory import writing_log
+from headrace.app.load.sender import Load, Target
+from headrace.app.load.traffic import Traffic
 from headrace.model.batch import UNMARKED
 from headrace.model.clock import ManualClock, SystemClock
 from headrace.model.layout import Layout
@@ -376,8 +377,9 @@ def test_load_fails_if_something_was_not_acknowledged(server, headrace):
 
 def test_load_keeps_its_rate(server):
     clock = ManualClock()
-    target = Target("127.0.0.1", server, ("/",), (1.0,), ())
-    generate(target, clock, count=50, rate=10.0, connections=1)
+    load = Load(Target("127.0.0.1", server), Traffic(rate=10.0), clock, count=50)
+    load.begin()
+    load.join()
     assert clock.monotonic_s() == pytest.approx(4.9)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx2
 
-from headrace.app.cli.load import Tally, Target, generate
+from headrace.app.load.sender import Load, Target
+from headrace.app.load.traffic import Traffic
 from headrace.app.pipeline_file import require_plan
 from headrace.app.running import run_pipeline
 from headrace.app.supervisor import Address
@@ -85,11 +86,11 @@ class Demo:
             signal.raise_signal(signal.SIGTERM)
 
     def _send(self, path: str, count: int) -> int:
-        target = Target(self._address.host, self._address.port, (path,), (1.0,), HOSTS)
-        tallies: list[Tally] = generate(
-            target, self._clock, count=count, rate=None, connections=CONNECTIONS
-        )
-        return sum(tally.statuses["200"] for tally in tallies)
+        target = Target(self._address.host, self._address.port)
+        traffic = Traffic(paths=(path,), hosts=HOSTS)
+        load = Load(target, traffic, self._clock, count=count, connections=CONNECTIONS)
+        load.begin()
+        return load.join().acknowledged
 
     def _counted(self, url: str, acknowledged: dict[str, int]) -> dict[str, int]:
         """Return the counts once they equal what was acknowledged; `Unavailable` if they never do.
