@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 import pytest
 
 from headrace.control import sessions, tokens
-from headrace.control.admission import FRESH_S, Admission
+from headrace.control.admission import FRESH_S
 from headrace.control.tokens import Wanted
-from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
-from headrace.model.clock import ManualClock
 from headrace.model.errors import Invalid
 
 HOST = {"host": "127.0.0.1:8080"}
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def log(tmp_path, clock):
-    with closing(EmbeddedLog(tmp_path / "log", clock)) as log:
-        yield log
-
-
-@pytest.fixture
-def admission(log, clock, tmp_path):
-    with closing(EmbeddedLogReader(tmp_path / "log")) as reader:
-        yield Admission(reader, clock)
 
 
 def begun(log, clock, *scopes, **more):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -10,30 +9,12 @@ from hypothesis import strategies as st
 
 from headrace.control import admission as admissions
 from headrace.control import tokens
-from headrace.control.admission import Admission, FailedTries
+from headrace.control.admission import FailedTries
 from headrace.control.tokens import Wanted
-from headrace.log.embedded import EmbeddedLog, EmbeddedLogReader
 from headrace.model.clock import ManualClock
 from headrace.model.errors import Invalid, Unavailable
 
 DAY_S = 86_400.0
-
-
-@pytest.fixture
-def clock():
-    return ManualClock()
-
-
-@pytest.fixture
-def log(tmp_path, clock):
-    with closing(EmbeddedLog(tmp_path / "log", clock)) as log:
-        yield log
-
-
-@pytest.fixture
-def admission(log, clock, tmp_path):
-    with closing(EmbeddedLogReader(tmp_path / "log")) as reader:
-        yield Admission(reader, clock)
 
 
 def wanted(*scopes, **more):

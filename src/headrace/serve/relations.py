@@ -202,6 +202,11 @@ class Catalog:
         """Return whether the plan has a table or view of that name."""
         return name in self._tables or name in self._views
 
+    def all(self) -> list[Relation]:
+        """Return every table, then every view, then the dead letters."""
+        tables = [self.table(name) for name in self._tables]
+        return [*tables, *map(self.view, self._views), self.dead_letters()]
+
     def find(self, name: str) -> Relation:
         """Return the table or view of that name."""
         return self.table(name) if name in self._tables else self.view(name)

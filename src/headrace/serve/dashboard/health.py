@@ -23,7 +23,7 @@ from headrace.serve.dashboard import epochs
 from headrace.serve.dashboard.epochs import HISTORY_S, Epochs
 from headrace.serve.dashboard.page import Shell
 from headrace.serve.reading import Reading, Readings
-from headrace.serve.relations import Catalog, Relation, Snapshots
+from headrace.serve.relations import Catalog, Snapshots
 
 EPOCHS_SHOWN = 20
 STALE_US = 60_000_000
@@ -86,16 +86,8 @@ class HealthPage:
         """Answer the page as things stand."""
         Arguments(request.query_params.multi_items()).finish()
         checks = await health.readiness(self._layout, self._clock, self._waits_for)
-        found = await self._readings.read(self._relations, self._found)
+        found = await self._readings.read(Catalog.all, self._found)
         return self._shell.page("health.html", "Health", request, checks=checks, every_s=5, **found)
-
-    def _relations(self, catalog: Catalog) -> list[Relation]:
-        plan = self._readings.plan
-        return [
-            *(catalog.table(t.name) for t in plan.tables),
-            *(catalog.view(v.name) for v in plan.views),
-            catalog.dead_letters(),
-        ]
 
     def _found(self, reading: Reading) -> dict[str, Any]:
         now_us = self._clock.now_us()

@@ -65,7 +65,7 @@ class Overview:
         now_us = self._clock.now_us()
         sources = await asyncio.to_thread(self._sources)
         topics = await asyncio.to_thread(self._topics.states, now_us)
-        found = await self._readings.read(self._relations, self._found)
+        found = await self._readings.read(Catalog.all, self._found)
         latest = self._epochs.latest()
         return self._shell.page(
             "overview.html",
@@ -81,14 +81,6 @@ class Overview:
             throughput=epochs.throughput(latest, now_us),
             **found,
         )
-
-    def _relations(self, catalog: Catalog) -> list[Relation]:
-        plan = self._readings.plan
-        return [
-            *(catalog.table(t.name) for t in plan.tables),
-            *(catalog.view(v.name) for v in plan.views),
-            catalog.dead_letters(),
-        ]
 
     def _found(self, reading: Reading) -> dict[str, Any]:
         plan = self._readings.plan

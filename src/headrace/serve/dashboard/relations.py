@@ -86,7 +86,7 @@ class RelationPages:
     async def listed(self, request: Request) -> Response:
         """Show every table and view."""
         Arguments(request.query_params.multi_items()).finish()
-        held = await self._readings.read(self._all, self._held)
+        held = await self._readings.read(lambda catalog: catalog.all()[:-1], self._held)
         return self._shell.page(
             "tables.html", "Tables and views", request, held=held, now_us=self._clock.now_us()
         )
@@ -100,11 +100,6 @@ class RelationPages:
         """Show rows of a view, with a chart if it has windows."""
         name = request.path_params["view"]
         return await self._rows(request, "view", lambda catalog: [catalog.view(name)])
-
-    def _all(self, catalog: Catalog) -> list[Relation]:
-        plan = self._readings.plan
-        tables = [catalog.table(t.name) for t in plan.tables]
-        return [*tables, *(catalog.view(v.name) for v in plan.views)]
 
     def _held(self, reading: Reading) -> list[Held]:
         plan = self._readings.plan

@@ -22,7 +22,7 @@ class SqlPage:
     async def page(self, request: Request) -> Response:
         """Show the box, and what can be selected from."""
         Arguments(request.query_params.multi_items()).finish()
-        relations = await self._readings.read(self._relations, lambda r: list(r.relations))
+        relations = await self._readings.read(_relations, lambda r: r.relations)
         first = relations[0].name if relations else "ledger"
         return self._shell.page(
             "sql.html",
@@ -33,11 +33,6 @@ class SqlPage:
             every_s=3_600,
         )
 
-    def _relations(self, catalog: Catalog) -> list[Relation]:
-        plan = self._readings.plan
-        return [
-            *(catalog.table(t.name) for t in plan.tables),
-            *(catalog.view(v.name) for v in plan.views),
-            catalog.dead_letters(),
-            *([] if catalog.has(SAMPLES_NAME) else [catalog.samples()]),
-        ]
+
+def _relations(catalog: Catalog) -> list[Relation]:
+    return [*catalog.all(), *([] if catalog.has(SAMPLES_NAME) else [catalog.samples()])]
