@@ -26,6 +26,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 from measure import Row, tell
 
+from headrace.app.cluster.ports import free_port
 from headrace.app.site import open_site
 from headrace.collect.run import run_collect
 from headrace.model.clock import SystemClock
@@ -111,9 +112,7 @@ def serve_door(port: int, data: str) -> None:
 @contextmanager
 def server(kind: str, data: str):
     """Run a server in a process of its own; yield its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, __file__, "--serve", kind, "--port", str(port), "--data", data]
     process = subprocess.Popen(command)
     try:

@@ -15,7 +15,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from pathlib import Path
 
 from measure import Figures, medians, tell
 from workload import VIEWS, events, make_plan
+
+from headrace.app.cluster.ports import free_port
 
 CONNECTIONS = 16
 ASK_EVERY_S = 0.01
@@ -121,9 +122,7 @@ async def measure(port: int, bodies: list[bytes], rate: float) -> list[float]:
 @contextmanager
 def running(folder: Path) -> Iterator[tuple[int, dict[str, int]]]:
     """Run the pipeline; yield its port and each role's process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).with_name("headrace")), "run"]
     command += [str(Path(__file__).with_name("workload.py"))]
     command += ["--data", str(folder), "--port", str(port)]

@@ -24,7 +24,7 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 
-from headrace.app.running import free_port
+from headrace.app.cluster.ports import free_port
 from headrace.model.clock import SystemClock
 from headrace.testing.services import Services, services
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from stream_server import read
 
 import headrace
-from headrace.app.running import free_port
+from headrace.app.cluster.ports import free_port
 from headrace.model.clock import SystemClock
 
 HERE = Path(__file__).resolve().parent

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.app.cluster import trial
-from headrace.app.running import free_port
+from headrace.app.cluster.ports import free_port
 from headrace.model.clock import SystemClock
 from headrace.model.errors import HeadraceError
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from headrace.app.cluster.ports import free_port
 from headrace.app.report import scale
 from headrace.app.report.parts import Chart, Series
 from headrace.app.report.sar import COLUMNS
 from headrace.app.report.svg import svg
-from headrace.app.running import free_port
 from headrace.app.samples import SamplesTable
 from headrace.app.site import EmbeddedSite
 from headrace.model.clock import SystemClock

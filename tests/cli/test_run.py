@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from headrace.app.cli.main import call
+from headrace.app.cluster.ports import free_port
 
 HEADRACE = Path(sys.executable).parent / "headrace"
 DEADLINE_S = 60
@@ -50,12 +50,6 @@ run = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)
 print(run.pid, flush=True)
 input()
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def headrace(folder, *words, stdin="", status=0):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from headrace.app.cli.main import call
 from headrace.app.cli.printing import console
 from headrace.app.cli.sources import duration, shown
+from headrace.app.cluster.ports import free_port
 from headrace.control.progress import Listed
 from headrace.testing.services.server import services
 
@@ -36,12 +36,6 @@ class Occurrence(Record):
 obis = pipeline.topic("obis", Occurrence)
 pipeline.source("archive", kind="replay", topic=obis, path="archive.ndjson")
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Run:

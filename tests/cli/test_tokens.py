@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
+
+from headrace.app.cluster.ports import free_port
 
 HEADRACE = Path(sys.executable).parent / "headrace"
 DEADLINE_S = 60
@@ -92,12 +93,6 @@ def test_what_makes_no_sense_is_the_users_fault_and_makes_nothing(words, headrac
 
 
 # --- a run
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Run:

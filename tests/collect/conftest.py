@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import socket
 import threading
 import uuid
 
 import pyarrow as pa
 import pytest
 
+from headrace.app.cluster.ports import free_port
 from headrace.collect.collector import Collector
 from headrace.collect.exchange import HeaderList, Request
 from headrace.collect.limits import Limits, Share
@@ -205,6 +205,4 @@ def full():
 
 @pytest.fixture
 def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 import ssl
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import msgspec
 import pytest
 
 from headrace.app import deployment_file, dev_certificate
+from headrace.app.cluster.ports import free_ports
 from headrace.model.clock import SystemClock
 from headrace.model.deployment import Deployment, HttpSettings
 from headrace.model.layout import Layout
@@ -39,14 +39,6 @@ run_collect(msgspec.json.decode(sys.argv[2], type=Plan), open_site(layout, clock
             host="127.0.0.1", port=int(sys.argv[3]), stop=stop, limits=Limits(body_timeout_s=60),
             ready=lambda: print("ready", flush=True))
 """
-
-
-def free_ports(count):
-    with_sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in with_sockets]
-    for each in with_sockets:
-        each.close()
-    return ports
 
 
 @contextmanager

@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from headrace.app.cluster.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 HEADRACE = Path(sys.executable).parent / "headrace"
 DEADLINE_S = 90
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def headrace(*words, env=None):

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ import httpx2
 import psutil
 from deltalake import DeltaTable
 
+from headrace.app.cluster.ports import free_port
 from headrace.log.embedded import EmbeddedLogReader
 from headrace.model.clock import SystemClock
 from headrace.model.log import LogReader
@@ -61,12 +61,6 @@ VIEWS = {"by_kind": "SELECT kind, count(*), sum(amount) FROM rows GROUP BY kind"
 
 def pipeline_text(options: str = SMALL) -> str:
     return PIPELINE.replace("OPTIONS", options)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(is_so: Callable[[], object], what: str, within_s: float = DEADLINE_S) -> None:

@@ -3,13 +3,13 @@
 import asyncio
 import json
 import signal
-import socket
 import ssl
 
 import httpx2
 import pytest
 
 from headrace.app import deployment_file, dev_certificate
+from headrace.app.cluster.ports import free_ports
 from headrace.control.public_port import reached
 from headrace.model.clock import SystemClock
 from headrace.model.deployment import Deployment, HttpSettings
@@ -78,11 +78,7 @@ def test_its_own_port_speaks_tls(world, start_server, tmp_path):
     clock = SystemClock()
     made = dev_certificate.make([], 2, clock.now_us(), clock.secret(16))
     dev_certificate.write(made, *files, replace=False)
-    with (
-        socket.create_server(("127.0.0.1", 0)) as free,
-        socket.create_server(("127.0.0.1", 0)) as other,
-    ):
-        port, plain = free.getsockname()[1], other.getsockname()[1]
+    port, plain = free_ports(2)
     settings = HttpSettings(*map(str, files), redirect_port=plain)
     deployment_file.keep(world.layout, Deployment(http=settings))
     process = start_server("127.0.0.1", str(port))

@@ -2,13 +2,14 @@
 
 import json
 import signal
-import socket
 import threading
 import time
 from contextlib import ExitStack, contextmanager
 
 import httpx2
 import pytest
+
+from headrace.app.cluster.ports import free_port
 
 HOSTS = ("a", "b", "c")
 
@@ -17,9 +18,7 @@ HOSTS = ("a", "b", "c")
 def server(world, start_server):
     world.epoch([world.sale(0)])
     publish(world, 1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = start_server("127.0.0.1", str(port))
     assert process.stdout.readline() == "ready\n"
     return process, f"http://127.0.0.1:{port}"

@@ -5,6 +5,8 @@ import threading
 
 import httpx2
 
+from headrace.app.cluster.ports import free_port
+
 
 def over(path):
     return httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path)), base_url="http://serve")
@@ -65,9 +67,7 @@ def test_ends_while_a_query_runs_and_another_waits(world, start_server):
 
 
 def test_listens_on_a_port_when_it_runs_alone(world, start_server):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = start_server("127.0.0.1", str(port))
     assert process.stdout.readline() == "ready\n"
     assert httpx2.get(f"http://127.0.0.1:{port}/ready").json()["ready"] is True

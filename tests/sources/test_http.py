@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import socket
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import msgspec
 import pytest
 
+from headrace.app.cluster.ports import free_port
 from headrace.model.clock import ManualClock, SystemClock
 from headrace.model.errors import Closed, Invalid, Unavailable
 from headrace.sources import http
@@ -346,9 +346,7 @@ def test_a_service_that_does_not_answer_is_given_up(serving, network, clock):
 
 
 def test_where_nothing_listens_is_asked_again(network, clock):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     assert unavailable(service(network, f"http://127.0.0.1:{port}")).code == "not_reached"
 
 

@@ -11,16 +11,16 @@ import fcntl
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.app.cluster.ports import free_port
 from headrace.model.clock import Clock
 from headrace.model.errors import Unavailable
 
@@ -66,7 +66,7 @@ class ObjectServer:
 @contextmanager
 def object_server(folder: Path, clock: Clock) -> Iterator[ObjectServer]:
     """Run a server that keeps its objects in `folder`; `Unavailable` says why there can be none."""
-    port = _free_port()
+    port = free_port()
     command, kind = _command(folder, port)
     secrets = {"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY}
     with (folder / "server.log").open("wb") as log:
@@ -123,12 +123,6 @@ def _built(go: str) -> Path | None:
                 check=False,
             )
     return program if program.exists() else None
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(endpoint: str, process: subprocess.Popen[bytes], clock: Clock) -> None:

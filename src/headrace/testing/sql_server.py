@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx2
 
 from headrace.app.cluster.jars import cache_folder
-from headrace.app.cluster.ports import HOST, free_ports
+from headrace.app.cluster.ports import HOST, free_port
 from headrace.model.clock import Clock
 from headrace.model.errors import Unavailable
 
@@ -122,7 +122,7 @@ def sql_server(
     `catalogs`: the text of each catalog's properties, by name. Raises `Unavailable` if it does not
     start; `server.log` in the folder tells why.
     """
-    (port,) = free_ports(1)
+    port = free_port()
     url = f"http://{HOST}:{port}"
     command = _configured(found, url, port, catalogs, folder)
     with (folder / "server.log").open("wb") as log:

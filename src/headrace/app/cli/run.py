@@ -17,10 +17,11 @@ from headrace.app.cli.options import (
     pipeline_argument,
 )
 from headrace.app.cli.printing import print_rows
+from headrace.app.cluster.ports import free_port
 from headrace.app.demo import Demo
 from headrace.app.deployment_file import Wanted, choose
 from headrace.app.pipeline_file import require_plan
-from headrace.app.running import end_with_input, free_port, run_pipeline
+from headrace.app.running import end_with_input, run_pipeline
 from headrace.app.supervisor import ROLES_IN_ORDER, Address
 from headrace.collect.door import refuse_taken_port
 from headrace.model.clock import SystemClock

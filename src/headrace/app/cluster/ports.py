@@ -1,4 +1,4 @@
-"""Ports of this machine's own address, which is all that a trial cluster listens on."""
+"""Free ports of this machine's own address, which is all that trials listen on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
