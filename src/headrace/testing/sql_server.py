@@ -10,7 +10,9 @@ import fcntl
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -222,7 +224,10 @@ def _download(program: Program, work: Path) -> Path:
     _run([maven, "-q", "-B", *where, "dependency:get", *what], program.name)
     (archive,) = (work / "repository").rglob(f"*-{program.version}.tar.gz")
     # Plugins share jars by links to the first one that has them, so all of it is unpacked.
-    shutil.unpack_archive(archive, work / "unpacked", filter="data")
+    try:
+        shutil.unpack_archive(archive, work / "unpacked", filter="data")
+    except (EOFError, tarfile.TarError, zlib.error) as error:
+        raise Unavailable(f"{archive.name} came damaged: {error}") from error
     archive.unlink()
     (server,) = (work / "unpacked").iterdir()
     for plugin in (server / "plugin").iterdir():
