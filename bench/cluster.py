@@ -43,7 +43,7 @@ from headrace.model.deployment import Deployment, KafkaSettings, SparkSettings
 from headrace.model.layout import Layout
 from headrace.model.log import Log
 from headrace.model.plan import Plan, Topic
-from headrace.process.loop import Loop, Progress
+from headrace.process.loop import EpochProgress, Loop
 from headrace.process.recover import recover
 from headrace.runner import spark_session
 from headrace.stage.engine import Engine
@@ -137,7 +137,7 @@ def headrace(deployment: Deployment, plan: Plan, folder: Path, size: Size) -> fl
         tables = site.tables()
         runner = site.runner(log, tables, THREADS)
         owner = recover(bounded, log, tables, runner, clock, engine, folder / "keys")
-        loop = Loop(owner, threading.Event(), Progress())
+        loop = Loop(owner, threading.Event(), EpochProgress())
         seconds = []
         for _ in range(size.warm + size.count):
             began_s = time.perf_counter()

@@ -35,7 +35,7 @@ from workload import BY_PLAYER, PARTITIONS, VIEWS, as_the_door_makes_them, event
 from headrace.app.cluster import spark
 from headrace.log.embedded import EmbeddedLog
 from headrace.model.clock import SystemClock
-from headrace.process.loop import Loop, Progress
+from headrace.process.loop import EpochProgress, Loop
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner
 from headrace.stage.engine import Engine
@@ -85,7 +85,7 @@ class Headrace:
         tables = DeltaTables(root, clock)
         runner = LocalRunner(self._log, tables, clock, threads=THREADS)
         engine = Engine(threads=THREADS)
-        progress = Progress()
+        progress = EpochProgress()
         with closing(runner), closing(engine):
             owner = recover(plan, self._log, tables, runner, clock, engine, root / "keys")
             loop = Loop(owner, threading.Event(), progress, drain=lambda: True)

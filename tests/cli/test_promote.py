@@ -25,7 +25,7 @@ from headrace.model.errors import Invalid
 from headrace.model.ids import client_id
 from headrace.model.layout import Layout
 from headrace.model.pipeline_options import Options
-from headrace.process.loop import Loop, Progress
+from headrace.process.loop import EpochProgress, Loop
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner
 from headrace.stage.engine import Engine
@@ -88,7 +88,7 @@ def process(layout):
     ):
         keys = layout.keys
         with closing(recover(PLAN, log, tables, runner, CLOCK, Engine(), keys)) as owner:
-            Loop(owner, threading.Event(), Progress(), drain=lambda: True).run()
+            Loop(owner, threading.Event(), EpochProgress(), drain=lambda: True).run()
 
 
 def found(layout):

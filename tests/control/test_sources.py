@@ -9,7 +9,13 @@ import msgspec
 import pytest
 
 from headrace.control import sources
-from headrace.control.progress import PROGRESS_FILE, Progress, Told, list_sources, read_progress
+from headrace.control.progress import (
+    PROGRESS_FILE,
+    SourceProgress,
+    Told,
+    list_sources,
+    read_progress,
+)
 from headrace.control.sources import Request, declared_key, lease_key, paused_key, wanted_sources
 from headrace.log.embedded import EmbeddedLog
 from headrace.model.batch import Batch
@@ -240,8 +246,8 @@ def test_progress_is_told_for_as_long_as_it_is_new(log, tmp_path):
     clock = SystemClock()
     assert read_progress(tmp_path, clock) == Told(is_alive=False)
     running = [
-        Progress("s", "running", records=3, records_per_s=1.5),
-        Progress("Own", "failed", error="x"),
+        SourceProgress("s", "running", records=3, records_per_s=1.5),
+        SourceProgress("Own", "failed", error="x"),
     ]
     (tmp_path / PROGRESS_FILE).write_bytes(msgspec.json.encode(running))
     own, s = list_sources(PLAN, log, read_progress(tmp_path, clock))
@@ -258,7 +264,7 @@ def test_progress_is_told_for_as_long_as_it_is_new(log, tmp_path):
 
 def test_what_is_resumed_is_not_told_to_be_paused(log):
     add(log)
-    told = Told(is_alive=True, sources=[Progress("s", "paused")])
+    told = Told(is_alive=True, sources=[SourceProgress("s", "paused")])
     sources.pause(PLAN, log, "s", ManualClock())
     assert list_sources(PLAN, log, told)[1].state == "paused"
     sources.resume(PLAN, log, "s", ManualClock())

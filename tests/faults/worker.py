@@ -25,7 +25,7 @@ from headrace.model.clock import SystemClock
 from headrace.model.ids import client_id
 from headrace.model.pipeline_options import Options
 from headrace.model.plan import Plan
-from headrace.process.loop import Loop, Progress
+from headrace.process.loop import EpochProgress, Loop
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner
 from headrace.stage.engine import Engine
@@ -114,7 +114,7 @@ def main() -> None:
         threading.Timer(OWN_S, fed.set).start()
     else:
         fed.set()
-    Loop(owner, threading.Event(), Progress(), drain=fed.is_set, threads=1).run()
+    Loop(owner, threading.Event(), EpochProgress(), drain=fed.is_set, threads=1).run()
     (data / "done").write_text("done")
     runner.close()
     log.close()

@@ -31,7 +31,7 @@ from headrace.model.source import DELETED_HEADER
 from headrace.model.tables import Tables
 from headrace.process.changes import VIEW_HEADER
 from headrace.process.ledger import last_row
-from headrace.process.loop import Loop, Progress
+from headrace.process.loop import EpochProgress, Loop
 from headrace.process.owner import Owner
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner
@@ -153,12 +153,12 @@ class Site:
         """Run until everything is committed, begun again as often as the owner dies."""
         while True:
             with contextlib.suppress(Crash), self.owned(make) as owner:
-                Loop(owner, threading.Event(), Progress(), drain=lambda: True, threads=1).run()
+                Loop(owner, threading.Event(), EpochProgress(), drain=lambda: True, threads=1).run()
                 return
 
     def begin(self, make: MakeRunner, epochs: int = 1) -> None:
         """Run so many epochs and stop, as somebody does who takes another runner from there."""
-        progress = Progress()
+        progress = EpochProgress()
         with self.owned(make) as owner:
             loop = Loop(owner, threading.Event(), progress, threads=1)
             while progress.epochs < epochs:

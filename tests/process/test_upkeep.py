@@ -20,7 +20,7 @@ from headrace.process import housekeeping
 from headrace.process.commit import run_epoch
 from headrace.process.housekeeping import ORPHAN_AGE_US, Housekeeper, retain
 from headrace.process.ledger import Ledger, expire
-from headrace.process.loop import Progress, run_owner
+from headrace.process.loop import EpochProgress, run_owner
 from headrace.process.ranges import choose, positions, waiting
 from headrace.runner.local import LocalRunner
 from headrace.stage.engine import Engine
@@ -238,7 +238,7 @@ def test_a_start_waits_for_a_backup_to_end() -> None:
         raise Closed("Enough")
 
     with pytest.raises(Closed):
-        run_owner(begin, ManualClock(), threading.Event(), Progress(), lambda: False, gate)
+        run_owner(begin, ManualClock(), threading.Event(), EpochProgress(), lambda: False, gate)
     assert order == ["in", "begin"]
 
 

@@ -8,7 +8,7 @@ import json
 import msgspec
 import pytest
 
-from headrace.control.progress import PROGRESS_FILE, Progress
+from headrace.control.progress import PROGRESS_FILE, SourceProgress
 from headrace.model.errors import Invalid
 from headrace.model.options import option
 from headrace.model.pipeline_options import Options
@@ -73,7 +73,9 @@ def test_from_added_to_removed(client):
 
 
 def test_progress_is_listed(client, world):
-    told = Progress("own", "running", sweep=2, records_in_all=90, remaining=30, records_per_s=1.5)
+    told = SourceProgress(
+        "own", "running", sweep=2, records_in_all=90, remaining=30, records_per_s=1.5
+    )
     told.eta_s, told.waiting_for = 20.0, "the <service>"
     (world.layout.run / PROGRESS_FILE).write_bytes(msgspec.json.encode([told]))
     world.log.put_if("source/own/cursor", 0, b'{"records": 60, "pages": 2}')

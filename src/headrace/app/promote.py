@@ -28,7 +28,7 @@ from headrace.model.pipeline_options import Options
 from headrace.model.plan import LEDGER, Plan
 from headrace.model.site import Site
 from headrace.process.handover import begin_anew
-from headrace.process.loop import Loop, Progress
+from headrace.process.loop import EpochProgress, Loop
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner
 from headrace.stage.engine import Engine
@@ -177,7 +177,7 @@ def _drained(layout: Layout, clock: Clock, old: Site, plan: Plan) -> dict[str, b
         with closing(LocalRunner(log, tables, clock)) as runner:
             owner = recover(plan, log, tables, runner, clock, Engine(), layout.keys, old.repair)
             with closing(owner):
-                Loop(owner, threading.Event(), Progress(), drain=lambda: True).run()
+                Loop(owner, threading.Event(), EpochProgress(), drain=lambda: True).run()
                 begin_anew(owner)
         return {entry.key: entry.value for entry in log.scan("") if _is_kept(entry.key)}
 

@@ -18,7 +18,7 @@ from headrace.model.tables import Tables
 from headrace.process import backup
 from headrace.process.handover import begin_anew
 from headrace.process.ledger import read_rows
-from headrace.process.loop import Loop, Progress
+from headrace.process.loop import EpochProgress, Loop
 from headrace.process.recover import recover
 from headrace.runner.local import LocalRunner
 from headrace.stage.engine import Engine
@@ -47,7 +47,7 @@ def restore(source: Path, layout: Layout, clock: Clock) -> int:
         engine = Engine()
         with closing(LocalRunner(log, tables, clock)) as runner:
             owner = recover(plan, log, tables, runner, clock, engine, layout.keys)
-            Loop(owner, threading.Event(), Progress(), drain=lambda: True).run()
+            Loop(owner, threading.Event(), EpochProgress(), drain=lambda: True).run()
         # 3
         begin_anew(owner)
         owner.close()

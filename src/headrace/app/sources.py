@@ -15,7 +15,7 @@ from headrace.app.registry import open_source
 from headrace.control.files import replace
 from headrace.control.known_keys import known_keys
 from headrace.control.leases import owner_id
-from headrace.control.progress import PROGRESS_FILE, Progress
+from headrace.control.progress import PROGRESS_FILE, SourceProgress
 from headrace.model import plan as plans
 from headrace.model.clock import Clock
 from headrace.model.errors import Invalid
@@ -40,7 +40,7 @@ def run_role(role: Role) -> None:
     def opened(declared: plans.Source, clock: Clock) -> Source:
         return open_source(declared, clock, network)
 
-    def tell(progress: Sequence[Progress]) -> None:
+    def tell(progress: Sequence[SourceProgress]) -> None:
         replace(role.layout.run / PROGRESS_FILE, msgspec.json.encode(progress))
         replace(role.layout.run / metrics.METRICS_FILE, metrics.text(progress))
         for source in progress:

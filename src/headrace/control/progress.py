@@ -36,7 +36,7 @@ State = Literal[
 role runs."""
 
 
-class Progress(msgspec.Struct):
+class SourceProgress(msgspec.Struct):
     """What `pull` tells of a source; null is what it does not know."""
 
     name: str
@@ -69,7 +69,7 @@ class Progress(msgspec.Struct):
     hint: str = ""
 
 
-class Listed(Progress, kw_only=True):
+class Listed(SourceProgress, kw_only=True):
     """A source in a list: as it is declared, and how it fares."""
 
     kind: str
@@ -85,7 +85,7 @@ class Told(NamedTuple):
 
     is_alive: bool
     """Whether it tells still."""
-    sources: Sequence[Progress] = ()
+    sources: Sequence[SourceProgress] = ()
 
 
 def read_progress(run: Path, clock: Clock) -> Told:
@@ -93,7 +93,7 @@ def read_progress(run: Path, clock: Clock) -> Told:
     path = run / PROGRESS_FILE
     try:
         age_s = clock.now_us() / 1e6 - path.stat().st_mtime
-        found = msgspec.json.decode(path.read_bytes(), type=list[Progress])
+        found = msgspec.json.decode(path.read_bytes(), type=list[SourceProgress])
     except (FileNotFoundError, msgspec.DecodeError):
         return Told(is_alive=False)
     return Told(age_s < STALE_S, found)
@@ -108,7 +108,7 @@ def list_sources(plan: Plan, log: SourcesReader, told: Told) -> list[Listed]:
     ]
 
 
-def _listed(wanted: Wanted, told: Progress | None, *, is_alive: bool) -> Listed:
+def _listed(wanted: Wanted, told: SourceProgress | None, *, is_alive: bool) -> Listed:
     source = wanted.source
     if told is not None and is_alive:
         progress = told
@@ -116,7 +116,7 @@ def _listed(wanted: Wanted, told: Progress | None, *, is_alive: bool) -> Listed:
         # Why a source failed is worth telling also when nothing runs.
         error, hint = (told.error, told.hint) if told else ("", "")
         state: State = "starting" if is_alive else "stopped"
-        progress = Progress(source.name, state, error=error, hint=hint)
+        progress = SourceProgress(source.name, state, error=error, hint=hint)
     progress.records, progress.pages = wanted.kept.records, wanted.kept.pages
     progress.done = wanted.kept.done
     if wanted.fault is not None:

@@ -31,7 +31,7 @@ DESCRIBE_EVERY_S = 1.0
 
 
 @dataclass
-class Progress:
+class EpochProgress:
     """What the loop has done, for status and metrics; plain numbers, read by another thread."""
 
     epochs: int = 0
@@ -59,7 +59,7 @@ class Loop:
         self,
         owner: Owner,
         stop: threading.Event,
-        progress: Progress,
+        progress: EpochProgress,
         *,
         drain: Callable[[], bool] = lambda: False,
         gate: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -171,7 +171,7 @@ def run_owner(
     begin: Callable[[], Owner],
     clock: Clock,
     stop: threading.Event,
-    progress: Progress,
+    progress: EpochProgress,
     drain: Callable[[], bool],
     gate: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:

@@ -22,7 +22,7 @@ from headrace.model.role import Role
 from headrace.process import status
 from headrace.process.gate import Gate
 from headrace.process.ledger import last_row
-from headrace.process.loop import Progress, run_owner
+from headrace.process.loop import EpochProgress, run_owner
 from headrace.process.owner import Owner
 from headrace.process.ranges import waiting
 from headrace.process.recover import recover
@@ -56,7 +56,7 @@ class _Process:
 
     def __init__(self, role: Role) -> None:
         self._role = role
-        self._progress = Progress()
+        self._progress = EpochProgress()
         self._state = "beginning"
         self._owner: Owner | None = None
         self._log = role.site.log()

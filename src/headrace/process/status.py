@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from headrace.control.files import replace
 from headrace.model.clock import Clock
 from headrace.process.ledger import LedgerRow
-from headrace.process.loop import Progress
+from headrace.process.loop import EpochProgress
 
 STATUS_FILE = "process.json"
 METRICS_FILE = "metrics-process.prom"
@@ -58,7 +58,7 @@ class Status(msgspec.Struct):
     tables: dict[str, dict[str, int]]
 
 
-def status_of(progress: Progress, last: LedgerRow | None, clock: Clock, state: str) -> Status:
+def status_of(progress: EpochProgress, last: LedgerRow | None, clock: Clock, state: str) -> Status:
     """Return the role's status as a value."""
     to_dict = msgspec.structs.asdict
     return Status(
@@ -88,7 +88,7 @@ def freshness_s_of(row: LedgerRow) -> float | None:
     return max(0, row.committed_at_us - min(received_us)) / 1e6 if received_us else None
 
 
-def write(directory: Path, status: Status, progress: Progress) -> None:
+def write(directory: Path, status: Status, progress: EpochProgress) -> None:
     """Replace both files in `directory`."""
     replace(directory / STATUS_FILE, msgspec.json.encode(status))
     registry = CollectorRegistry()
@@ -97,7 +97,7 @@ def write(directory: Path, status: Status, progress: Progress) -> None:
 
 
 class _Metrics:
-    def __init__(self, status: Status, progress: Progress) -> None:
+    def __init__(self, status: Status, progress: EpochProgress) -> None:
         self._status = status
         self._progress = progress
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from headrace.control.progress import Progress
+from headrace.control.progress import SourceProgress
 
 METRICS_FILE = "metrics-pull.prom"
 METRICS = {
@@ -20,7 +20,7 @@ METRICS = {
 """Name → meaning of every metric of this role."""
 
 
-def text(sources: Sequence[Progress]) -> bytes:
+def text(sources: Sequence[SourceProgress]) -> bytes:
     """Return the metrics in the Prometheus text format."""
     registry = CollectorRegistry()
     registry.register(_Families(sources))
@@ -28,7 +28,7 @@ def text(sources: Sequence[Progress]) -> bytes:
 
 
 class _Families:
-    def __init__(self, sources: Sequence[Progress]) -> None:
+    def __init__(self, sources: Sequence[SourceProgress]) -> None:
         self._sources = sources
 
     def collect(self) -> list[Metric]:

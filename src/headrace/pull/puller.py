@@ -47,7 +47,7 @@ from headrace.pull.state import (
     read_state,
     state_key,
 )
-from headrace.pull.sweeps import Progress, follow, is_believed, keyed, sort_out
+from headrace.pull.sweeps import SweepProgress, follow, is_believed, keyed, sort_out
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.5, 60.0
 """Bounds of the pause after a failure that asks for no longer one; it doubles each time."""
@@ -251,7 +251,7 @@ class Puller:
     def _delete(self, clock: Clock) -> None:
         """Append a page of deletions; after the last one the sweep is complete."""
         state, seen = self._state, self._seen or self._agree()
-        progress, beyond = cast("Progress", state.sweep), cast("bytes", state.deleting)
+        progress, beyond = cast("SweepProgress", state.sweep), cast("bytes", state.deleting)
         if progress.mark < seen.whole_from:
             # The index was begun during the sweep: what is not in it may well have been given.
             self._put(self.report.topic, Batch(), replace(state, deleting=None))
@@ -286,7 +286,7 @@ class Puller:
             completed_at_us=clock.now_us(),
         )
 
-    def _is_believed(self, seen: Seen, progress: Progress) -> bool:
+    def _is_believed(self, seen: Seen, progress: SweepProgress) -> bool:
         """Return whether what the sweep missed is gone; the report tells if not."""
         self.report.notice = ""
         if seen.incomplete:
@@ -316,7 +316,7 @@ class Puller:
 
     def _count(self, clock: Clock) -> None:
         """Append the service's own count."""
-        progress, counts = cast("Progress", self._state.sweep), self._counts
+        progress, counts = cast("SweepProgress", self._state.sweep), self._counts
         state = replace(self._state, counting=False)
         if counts is None:
             self._put(self.report.topic, Batch(), state)

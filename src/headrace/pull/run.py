@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from headrace.control.leases import LEASE_S, Lease
-from headrace.control.progress import Progress, State
+from headrace.control.progress import SourceProgress, State
 from headrace.control.sources import PREFIX, Wanted, lease_key, wanted_sources
 from headrace.control.turns import InTurn, TurnLog
 from headrace.model import plan as plans
@@ -43,11 +43,11 @@ LOOK_S = 0.5
 
 _ENDS = ("done", "failed", "paused")
 """States in which nothing is left to be done until somebody changes something."""
-_TOLD = tuple(n for n in Progress.__struct_fields__ if n not in ("name", "state"))
+_TOLD = tuple(n for n in SourceProgress.__struct_fields__ if n not in ("name", "state"))
 
 OpenSource = Callable[[plans.Source, Clock], Source]
 """Makes a source of its declaration; `Invalid` if its options cannot be used."""
-Report = Callable[[Sequence[Progress]], None]
+Report = Callable[[Sequence[SourceProgress]], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def run_pull(
     *,
     holder: Holder | None = None,
     until_idle: threading.Event | None = None,
-) -> list[Progress]:
+) -> list[SourceProgress]:
     """Pull every source that is wanted until `stop` is set or nothing is to be done; say how.
 
     With `until_idle` the run goes on, for what may be added, paused or resumed, until that is set
@@ -139,7 +139,7 @@ class _Manager:
             self._tend(each)
         self._has_looked = True
 
-    def progress(self) -> list[Progress]:
+    def progress(self) -> list[SourceProgress]:
         """Return how every source fares."""
         return [one.progress() for one in self._ones.values()]
 
@@ -330,7 +330,7 @@ class _One:
         self._not_before_s = not_before_s
         self.lease.give_back()
 
-    def progress(self) -> Progress:
+    def progress(self) -> SourceProgress:
         """Return how the source fares."""
         report, state = self.report, self.state
         if state == "running" and report.waiting_for:
@@ -340,7 +340,7 @@ class _One:
         if state == "running" and rests_until_us is not None:
             state = "resting"
             told |= {"records_per_s": None, "eta_s": None, "goes_on_at_us": rests_until_us}
-        return Progress(name=report.name, state=state, **told)
+        return SourceProgress(name=report.name, state=state, **told)
 
 
 class _Task:

@@ -51,7 +51,7 @@ class Entry(NamedTuple):
 
     digest: bytes
     mark: int
-    """Of the sweep that last gave the key: `sweeps.Progress.mark`."""
+    """Of the sweep that last gave the key: `sweeps.SweepProgress.mark`."""
 
 
 class Seen:

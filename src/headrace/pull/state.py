@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from headrace.model.log import StateEntry
-from headrace.pull.sweeps import Progress
+from headrace.pull.sweeps import SweepProgress
 
 STATES = "source/"
 """What the keys of everything that the log keeps of sources begin with."""
@@ -26,7 +26,7 @@ class SourceState(msgspec.Struct, frozen=True):
     done: bool = False
     topic: str = ""
     """The topic that it fills, of a source that sweeps."""
-    sweep: Progress | None = None
+    sweep: SweepProgress | None = None
     deleting: bytes | None = None
     """While the keys that a complete sweep did not give are deleted: the last that was, or empty
     before the first."""

@@ -20,7 +20,7 @@ jump twice, so a second full sweep has to miss them too. Of fewer keys half may 
 """
 
 
-class Progress(msgspec.Struct, frozen=True):
+class SweepProgress(msgspec.Struct, frozen=True):
     """How far the present sweep is, or how the last one ended."""
 
     number: int
@@ -86,12 +86,12 @@ def sort_out(page: Page, known: Mapping[bytes, Entry], mark: int) -> Sorted:
     return Sorted(changed, entries, new)
 
 
-def follow(last: Progress | None, sweep: Sweep) -> Progress:
+def follow(last: SweepProgress | None, sweep: Sweep) -> SweepProgress:
     """Return the progress of the sweep that a page is of, before that page."""
     if last is not None and last.number == sweep.number:
         return msgspec.structs.replace(last, full=last.full and sweep.full)
     mark = last.mark + 1 if last else 1
-    return Progress(sweep.number, mark, sweep.started_at_us, sweep.full)
+    return SweepProgress(sweep.number, mark, sweep.started_at_us, sweep.full)
 
 
 def is_believed(known: int, missed: int, missed_twice: int) -> bool:

@@ -38,7 +38,7 @@ from headrace.model.errors import Invalid
 from headrace.model.layout import Layout
 from headrace.model.plan import DEAD_LETTERS, Plan, Source
 from headrace.model.source import Page, PulledRecord
-from headrace.process.loop import Loop, Progress
+from headrace.process.loop import EpochProgress, Loop
 from headrace.process.owner import Owner
 from headrace.process.recover import recover
 from headrace.pull.records import Door
@@ -122,7 +122,7 @@ class PipelineKit:
     def settle(self) -> None:
         """Bring everything that was sent into tables and views."""
         now_us = self.clock.now_us()
-        loop = Loop(self._owner, threading.Event(), Progress())
+        loop = Loop(self._owner, threading.Event(), EpochProgress())
         while loop.turn() or not loop.caught_up():
             self.clock.advance(self.plan.options.every_s)
         # Waiting for the next epoch is the machine's time, not the test's.
