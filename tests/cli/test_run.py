@@ -214,6 +214,10 @@ def test_sources_are_read_once_and_outputs_are_dropped(folder):
         assert found["sources"]["archive"]["done"]
         assert found["topics"]["readings"]["appended"] == 1_000
         assert found["accounts_close"]
+    (folder / "other.py").write_text(PIPELINE.replace('Pipeline("readings")', 'Pipeline("other")'))
+    refused = headrace(folder, "run", "other.py", "--port", free_port(), status=1)
+    assert "belongs to the pipeline readings, not to other" in refused
+    assert told(folder, "sql", query) == expected
 
     without = PIPELINE.replace('pipeline.table("warm"', '# ("warm"')
     (folder / "pipeline.py").write_text(without)

@@ -204,23 +204,32 @@ def test_the_guide_from_run_to_dead_letter(shop, folder, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page's requests are made by curl")
-def test_the_old_systems_commands_answer(tmp_path):
+def test_the_old_systems_commands_answer(tmp_path, capsys, monkeypatch):
     """Each line of the game's block, as it stands; a question is asked again until all is in."""
     ((_, block),) = [(name, b) for name, b in blocks(OLD_SYSTEMS, "sh") if name == "game"]
     ((_, script),) = [(n, b) for n, b in blocks(OLD_SYSTEMS, "python") if n == "game.py"]
     (tmp_path / "game.py").write_text(script)
+    monkeypatch.chdir(tmp_path)
     told = {}
+
+    def answer(words):
+        if words[0] != "headrace":
+            return subprocess.check_output(["curl", "-sS", *words[1:]], text=True, timeout=60)
+        capsys.readouterr()
+        assert call(words[1:]) == 0, (words, capsys.readouterr())
+        return capsys.readouterr().out
+
     with running(ROOT / "examples" / "game" / "pipeline.py", "game-data", tmp_path) as port:
         for line in block.splitlines():
             words = shlex.split(line.replace("8080", str(port)))
-            words[:1] = [BIN / "headrace"] if words[0] == "headrace" else ["curl", "-sS"]
-            if "purchase_sword" in line and "--table" in line:
+            if "--table" in line:
                 # It may not be committed yet: wait for the one that was sent.
                 words = [word for word in words if word != "--exit"] + ["--count", "1"]
-            told[line] = subprocess.check_output(words, cwd=tmp_path, text=True, timeout=60)
-        command = [BIN / "headrace", "tail", "--table", "request_group", "--data", "game-data"]
-        command += ["--from", "beginning", "--json", "--count", "2"]
-        rows = subprocess.check_output(command, cwd=tmp_path, text=True, timeout=60).splitlines()
+            told[line] = answer(words)
+        rows = answer(
+            "headrace tail --table request_group --data game-data --json --count 2"
+            " --from beginning".split()
+        ).splitlines()
         frame = subprocess.check_output([sys.executable, "game.py"], cwd=tmp_path, text=True)
     replies = [told[line] for line in told if line.startswith("curl")]
     assert replies == [

@@ -28,6 +28,8 @@ FORMAT = 1
 
 Count = TypeVar("Count", TopicCount, TableCount)
 
+_TXN = "/ledger#epoch"
+"""After the pipeline's name: the application id of the ledger's transaction numbers."""
 LEDGER_SCHEMA = pa.schema(
     [
         ("epoch", pa.int64()),
@@ -80,13 +82,18 @@ class LedgerRow(msgspec.Struct, frozen=True):
     format: int = FORMAT
 
 
+def pipelines_of(ledger: Snapshot) -> list[str]:
+    """Return the names of the pipelines whose epochs a ledger has: one, or none at first."""
+    return [txn.removesuffix(_TXN) for txn in ledger.txns if txn.endswith(_TXN)]
+
+
 class Ledger:
     """The ledger as its owner holds it."""
 
     def __init__(self, tables: Tables, pipeline: str, clock: Clock) -> None:
         self._tables = tables
         self._clock = clock
-        self.txn = f"{pipeline}/ledger#epoch"
+        self.txn = f"{pipeline}{_TXN}"
         table = tables.open(LEDGER)
         if table is None:
             table = tables.create(LEDGER, LEDGER_SCHEMA)

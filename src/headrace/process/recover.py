@@ -29,11 +29,11 @@ from headrace.model.plan import (
     Plan,
 )
 from headrace.model.runner import Runner
-from headrace.model.tables import Tables
+from headrace.model.tables import Snapshot, Tables
 from headrace.process.changes import ChangeTopics
 from headrace.process.commit import make_visible
 from headrace.process.keyed import KeyedTables
-from headrace.process.ledger import Ledger, LedgerRow, last_row
+from headrace.process.ledger import Ledger, LedgerRow, last_row, pipelines_of
 from headrace.process.owner import Owner
 from headrace.process.ranges import check_log
 from headrace.process.views import ViewKeeper
@@ -168,8 +168,21 @@ def check_fit(plan: Plan, log: LogReader, tables: Tables) -> None:
             marks = stored_marks(tables) if last else {}
     except (Corrupt, Unavailable):
         return
+    if ledger:
+        check_name(plan, ledger)
     check_plan(plan, existing, marks)
     check_log(log, last)
+
+
+def check_name(plan: Plan, ledger: Snapshot) -> None:
+    """Raise `Invalid` if the tables are those of a pipeline with another name."""
+    others = pipelines_of(ledger)
+    if others and plan.name not in others:
+        raise Invalid(
+            f"The data directory belongs to the pipeline {others[0]}, not to {plan.name}",
+            hint="name another one with --data, or give the pipeline its old name back",
+            code="other_pipeline",
+        )
 
 
 def stored_columns(tables: Tables, engine: Engine) -> dict[str, tuple[Column, ...]]:
