@@ -160,7 +160,7 @@ class Engine:
         if self._closed:
             raise stopping()
         if self._waiting >= WAITING_MAX:
-            raise Unavailable("Too many queries wait already", code="busy", hint="Try again soon.")
+            raise busy()
         self._waiting += 1
         task = _Task(work)
         pool = self._urgent if urgent else self._pool
@@ -277,6 +277,11 @@ def first_line(error: duckdb.Error) -> str:
 def stopping() -> Closed:
     """Return the error for whoever asks while the server ends."""
     return Closed("The server is stopping", hint="Ask again in a moment.", code="stopping")
+
+
+def busy() -> Unavailable:
+    """Return the error for whoever asks while too many wait."""
+    return Unavailable("Too many queries wait already", code="busy", hint="Try again soon.")
 
 
 def timed_out() -> Unavailable:

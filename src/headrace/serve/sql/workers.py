@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from headrace.model.errors import Corrupt, HeadraceError, Internal, Invalid, Unavailable
-from headrace.serve.query import stopping, timed_out
+from headrace.serve.query import busy, stopping, timed_out
 from headrace.serve.sql.wire import FRAME, Ask, Failed, Give, Head, Kind, Need, frame
 
 T = TypeVar("T")
@@ -179,13 +179,13 @@ class Workers:
         if self._closed:
             raise stopping()
         if self._waiting >= WAITING_MAX:
-            raise _busy()
+            raise busy()
         self._waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
                 await self._free.acquire()
         except TimeoutError as e:
-            raise _busy() from e
+            raise busy() from e
         finally:
             self._waiting -= 1
 
@@ -226,10 +226,6 @@ async def _within(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as e:
         raise timed_out() from e
-
-
-def _busy() -> Unavailable:
-    return Unavailable("Too many queries wait already", code="busy", hint="Try again soon.")
 
 
 def _broke_off() -> Unavailable:
