@@ -226,10 +226,8 @@ def test_the_old_systems_commands_answer(tmp_path, capsys, monkeypatch):
                 # It may not be committed yet: wait for the one that was sent.
                 words = [word for word in words if word != "--exit"] + ["--count", "1"]
             told[line] = answer(words)
-        rows = answer(
-            "headrace tail --table request_group --data game-data --json --count 2"
-            " --from beginning".split()
-        ).splitlines()
+        tail = "headrace tail --table request_group --data game-data --from beginning --json"
+        rows = answer([*shlex.split(tail), "--count", "2"]).splitlines()
         frame = subprocess.check_output([sys.executable, "game.py"], cwd=tmp_path, text=True)
     replies = [told[line] for line in told if line.startswith("curl")]
     assert replies == [
