@@ -4,10 +4,10 @@ import gzip
 import json
 import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
 import pytest
+from local_server import Quiet, serving_by
 
 from headrace.app.cluster.ports import free_port
 from headrace.model.clock import ManualClock, SystemClock
@@ -41,13 +41,8 @@ class Answers:
 def answering():
     answers = Answers()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args):
-            pass
-
-        def do_GET(self):
+    class Handler(Quiet):
+        def do_GET(self):  # noqa: N802 - so http.server asks for it
             answers.at_once += 1
             answers.most_at_once = max(answers.most_at_once, answers.at_once)
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -69,19 +64,9 @@ def answering():
 
         do_POST = do_GET  # noqa: N815 - so http.server asks for it
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    answers.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with serving_by(Handler, answers.hold) as url:
+        answers.url = f"{url}/v1"
         yield answers
-    finally:
-        answers.hold.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

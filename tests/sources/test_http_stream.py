@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
+from local_server import Quiet, serving_by
 
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Invalid, Unavailable
@@ -62,13 +62,8 @@ class Streams:
 def streaming():
     streams = Streams()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args):
-            pass
-
-        def do_GET(self):
+    class Handler(Quiet):
+        def do_GET(self):  # noqa: N802 - so http.server asks for it
             headers = {name.lower(): value for name, value in self.headers.items()}
             streams.asked.append((self.path, headers))
             breaks = streams.breaks_after.pop(0) if streams.breaks_after else None
@@ -87,19 +82,9 @@ def streaming():
             streams.holds.wait(10)
             self.wfile.write(b"0\r\n\r\n")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    streams.url = f"http://127.0.0.1:{server.server_port}/stream"
-    try:
+    with serving_by(Handler, streams.holds) as url:
+        streams.url = f"{url}/stream"
         yield streams
-    finally:
-        streams.holds.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture(autouse=True)
