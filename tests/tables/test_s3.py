@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -18,9 +19,11 @@ import pytest
 from deltalake import DeltaTable
 from table_writer import EPOCH, NAME, ROWS, SCHEMA, main, rows_of, verify
 
+from headrace.app.samples import SamplesTable
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Fenced
 from headrace.model.failpoint import FAILPOINTS
+from headrace.model.samples import SAMPLE_SCHEMA, SAMPLES
 from headrace.tables.compact import compact
 from headrace.tables.delta import DeltaTables
 from headrace.tables.objects import ObjectStorage
@@ -45,6 +48,23 @@ def tables_at(url, s3, clock=None):
 @pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda g: g.__name__)
 def test_s3_keeps(guarantee, s3, url):
     guarantee(lambda clock: tables_at(url, s3, clock))
+
+
+def test_two_nodes_append_samples_at_once(s3, url):
+    def work(node, first):
+        for number in range(first, first + 8):
+            row = [{"sampled_at": SystemClock().now_us(), "node": "n", "pid": number}]
+            node.commit(node.stage(pa.Table.from_pylist(row, schema=SAMPLE_SCHEMA)))
+        return node
+
+    def node():
+        return SamplesTable(tables_at(url, s3), SystemClock(), keep_s=3600, is_shared=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert len(list(pool.map(work, (node(), node()), (0, 8)))) == 2
+    tables = tables_at(url, s3)
+    found = tables.read(tables.snapshot(SAMPLES))
+    assert sorted(found.column("pid").to_pylist()) == list(range(16))
 
 
 def writer(url, s3, failpoint):
