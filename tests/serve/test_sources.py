@@ -84,9 +84,8 @@ def test_progress_is_listed(client, world):
     assert (own["records"], own["pages"], own["sweep"]) == (60, 2, 2)
     assert (own["remaining"], own["records_per_s"], own["eta_s"]) == (30, 1.5, 20.0)
     assert client.get(f"{SOURCES}/own").json() == own
-    page = client.get("/").text
-    assert "Sources" in page
-    assert "own: the &lt;service&gt;" in page
+    page = client.get("/_/sources").text
+    assert "the &lt;service&gt;" in page
     missing = client.get(f"{SOURCES}/other")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_source")
 
