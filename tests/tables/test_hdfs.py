@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from table_writer import EPOCH, NAME, ROWS, SCHEMA, rows_of
 
+from headrace.app.samples import SamplesTable
 from headrace.model.clock import SystemClock
 from headrace.model.errors import Fenced, Invalid, Unavailable
+from headrace.model.samples import SAMPLE_SCHEMA, SAMPLES
 from headrace.tables.delta import DeltaTables
 from headrace.testing.hdfs_server import hdfs_server
 from headrace.testing.tables_suite import GUARANTEES
@@ -83,3 +86,18 @@ def test_a_name_node_that_is_away_is_unavailable():
 def test_a_url_that_names_no_folder_is_invalid(url):
     with pytest.raises(Invalid):
         DeltaTables(url, SystemClock())
+
+
+def test_two_nodes_append_samples_in_turn(place):
+    clock = SystemClock()
+    nodes = [
+        SamplesTable(DeltaTables(place, clock), clock, keep_s=3600, is_shared=True)
+        for _ in range(2)
+    ]
+    for number in range(6):
+        node = nodes[number % 2]
+        row = [{"sampled_at": clock.now_us(), "node": "n", "pid": number}]
+        node.commit(node.stage(pa.Table.from_pylist(row, schema=SAMPLE_SCHEMA)))
+    tables = DeltaTables(place, clock)
+    found = tables.read(tables.snapshot(SAMPLES))
+    assert sorted(found.column("pid").to_pylist()) == list(range(6))
