@@ -2,7 +2,7 @@
 
 A renewed certificate is taken by another server on the same address, which begins before the one
 with the old certificate ends. Requests that are under way with the old one are answered; a
-connection that is just being made with it is closed before anything was sent on it.
+connection that is just being made with it is closed before a request on it is taken.
 """
 
 from __future__ import annotations
