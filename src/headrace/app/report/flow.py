@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from headrace.app.report.known import Known
 from headrace.app.report.parts import Chart, Section, Series, Unit
@@ -30,23 +31,14 @@ Values = Mapping[int, float | None]
 
 def throughput(known: Known) -> Section:
     """Records read from the log, by topic as the ledger has it, and in all as the samples do."""
-    by_topic: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for row in known.epochs:
-        for topic, count in row.topics.items():
-            by_topic[topic][_bucket(known, row.committed_at_us)] += count.read
+    begin_us = known.epochs[0].committed_at_us if known.epochs else known.end_us
+    is_late = begin_us > known.begin_us + _LEDGER_LATE * known.bucket_us
     charts = []
-    if by_topic:
-        begin_us = known.epochs[0].committed_at_us
-        series = [
-            Series(topic, line(known, _rates(known, counts, begin_us)))
-            for topic, counts in sorted(by_topic.items())
-        ]
-        charts.append(chart(known, "Records processed, by topic", "/s", series))
+    if known.epochs:
+        # Of a long time the ledger may know the end only, which has an axis of its own then.
+        charts.append(_by_topic(replace(known, begin_us=begin_us) if is_late else known))
     in_all = Series("all topics", line(known, _in_all(known)))
-    late_us = _LEDGER_LATE * known.bucket_us
-    if in_all.points and (
-        not by_topic or known.epochs[0].committed_at_us > known.begin_us + late_us
-    ):
+    if in_all.points and is_late:
         charts.append(chart(known, "Records processed, all topics", "/s", [in_all]))
     if in_all.points:
         waiting = {_t(row): _number(row["n"]) for row in known.samples("max(behind) AS n")}
@@ -57,24 +49,39 @@ def throughput(known: Known) -> Section:
     )
 
 
+def _by_topic(known: Known) -> Chart:
+    by_topic: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for row in known.epochs:
+        for topic, count in row.topics.items():
+            by_topic[topic][_bucket(known, row.committed_at_us)] += count.read
+    series = [
+        Series(topic, line(known, _rates(known, counts, known.epochs[0].committed_at_us)))
+        for topic, counts in sorted(by_topic.items())
+    ]
+    return chart(known, "Records processed, by topic", "/s", series)
+
+
 def freshness(known: Known) -> Section:
     """How old the newest records were when they came to be seen, and how long epochs took."""
-    ages: dict[int, list[float]] = defaultdict(list)
+    seen: dict[int, list[float]] = defaultdict(list)
     for row in known.epochs:
         age_s = freshness_s_of(row)
         if age_s is not None:
-            ages[_bucket(known, row.committed_at_us)].append(age_s)
+            seen[_bucket(known, row.committed_at_us)].append(age_s)
+    ages = {t: (max(of), statistics.median(of)) for t, of in seen.items()}
     sampled = known.samples(
-        "max(freshness_s) AS fresh, avg(epoch_s) AS mean, max(epoch_s) AS longest"
+        "max(freshness_s) AS oldest, median(freshness_s) AS middle, avg(epoch_s) AS mean, "
+        "max(epoch_s) AS longest"
     )
     for sample in sampled:
-        if sample["fresh"] is not None and _t(sample) not in ages:
-            ages[_t(sample)].append(_number(sample["fresh"]) or 0.0)
+        oldest, middle = _number(sample["oldest"]), _number(sample["middle"])
+        if oldest is not None and middle is not None:
+            ages.setdefault(_t(sample), (oldest, middle))
     charts = []
     if ages:
         lines = [
-            Series("longest", line(known, {t: max(v) for t, v in ages.items()})),
-            Series("median", line(known, {t: statistics.median(v) for t, v in ages.items()})),
+            Series(name, line(known, {t: of[i] for t, of in ages.items()}))
+            for i, name in enumerate(("longest", "median"))
         ]
         charts.append(chart(known, "From received to committed", "s", lines))
     took = [
