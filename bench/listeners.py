@@ -32,6 +32,7 @@ LISTEN = f"GET {VIEW} HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r
 WARM_S, SETTLE_S = 3.0, 2.0
 OPENING_AT_ONCE = 50
 SAMPLE_S = 1.0
+READS = 20
 ROLES = ("collect", "serve")
 
 
@@ -159,6 +160,13 @@ async def counted(port: int) -> int:
     return sum(row["n"] for row in json.loads(told)["rows"])
 
 
+async def read_s(port: int) -> float:
+    """Return how long it takes to connect and read the view once, seconds."""
+    began = time.perf_counter()
+    await counted(port)
+    return time.perf_counter() - began
+
+
 async def measure(
     port: int, roles: dict[str, int], listeners: int, events: int, rate: float
 ) -> Figures:
@@ -171,6 +179,7 @@ async def measure(
     spent_s = time.perf_counter() - since
     cores = {f"{role} cores": (cpu_s(roles[role]) - before[role]) / spent_s for role in ROLES}
     await asyncio.sleep(SETTLE_S)
+    reads_s = [await read_s(port) for _ in range(READS)]
     watching.cancel()
     for listener in all_:
         listener.transport.close()
@@ -187,6 +196,7 @@ async def measure(
         "least": min(len(listener.heard) for listener in all_),
         "ack p50 ms": acknowledged[49] * 1000,
         "ack p99 ms": acknowledged[98] * 1000,
+        "read p50 ms": statistics.median(reads_s) * 1000,
         **cores,
         **{f"{role} MB": most_mb[role] for role in ROLES},
     }

@@ -13,7 +13,6 @@ is durable by then, as it was when it was acknowledged.
 from __future__ import annotations
 
 import gc
-import resource
 import sys
 import threading
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from headrace.collect.gate import Gate, OpenGate, TokenGate
 from headrace.collect.host_gate import HostGate
 from headrace.collect.limits import Limits
 from headrace.control.admission import Admission
+from headrace.control.open_files import allow_open_files
 from headrace.control.public_port import reached
 from headrace.log.embedded import EmbeddedLog
 from headrace.log.wire import serve_door
@@ -75,7 +75,7 @@ def run_collect(
     """
     limits = limits or Limits()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    _allow_open_files(limits.connections_max + _OTHER_FILES)
+    allow_open_files(limits.connections_max + _OTHER_FILES)
     layout = site.layout
     layout.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -111,12 +111,3 @@ def run_collect(
         gc.freeze()
         gc.set_threshold(*_COLLECT_EVERY)
         door.run(host, port, stop=stop, ready=ready)
-
-
-def _allow_open_files(wanted: int) -> None:
-    """Raise the process's own limit as far as it may: many systems begin with 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

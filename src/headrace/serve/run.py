@@ -18,6 +18,7 @@ from granian.server.embed import Server
 from starlette.applications import Starlette
 
 from headrace.control.admission import Admission
+from headrace.control.open_files import allow_open_files
 from headrace.control.public_port import PublicPort, reached
 from headrace.control.sources import OptionsOf
 from headrace.model.clock import Clock
@@ -37,6 +38,12 @@ STOP_S_MAX = 2
 """How long their answers may take to go out after that, seconds."""
 START_S_MAX = 20.0
 CONNECT_EVERY_S = 0.02
+CONNECTIONS_MAX = 8_192
+"""Open connections; further ones wait. More than may listen to live views, so others are served."""
+BACKLOG = 1_024
+"""Connections that wait to be accepted."""
+OTHER_FILES = 512
+"""Files of tables and the log that are open at once, about."""
 
 _log = logging.getLogger("headrace.serve")
 
@@ -80,6 +87,7 @@ def run_serve(
     once requests are answered. Without `options_of` there are no paths for sources.
     `Unavailable`: the address cannot be listened on.
     """
+    allow_open_files(CONNECTIONS_MAX + OTHER_FILES)
     layout = site.layout
     socket = None if host is not None else layout.serve
     with ExitStack() as stack:
@@ -166,7 +174,8 @@ def _at_socket(app: Starlette, socket: Path) -> Server:
         uds=socket,
         interface=Interfaces.ASGI,
         websockets=False,
-        backlog=1024,
+        backlog=BACKLOG,
+        backpressure=CONNECTIONS_MAX,
         log_enabled=False,
     )
     server.uds_permissions = 0o600
@@ -182,7 +191,11 @@ def _at_port(
     return PublicPort(
         Front(app, reached(http, host, tokens=plan.options.tokens)),
         # Without lifespan: the application lives longer than the server of one certificate.
-        {"interface": Interfaces.ASGINL, "backlog": 1024},
+        {
+            "interface": Interfaces.ASGINL,
+            "backlog": BACKLOG,
+            "backpressure": CONNECTIONS_MAX,
+        },
         http,
         host,
         port,
