@@ -253,9 +253,9 @@ def test_a_role_that_has_ended_has_no_row(sampler, kept, children):
 
 
 def test_what_the_process_role_says_is_kept_while_it_is_true(tmp_path, sampler, kept):
-    def say(state, epoch, at_us):
+    def say(state, epoch, at_us, epoch_s=0.5):
         (tmp_path / "process.json").write_text(
-            f'{{"at_us": {at_us}, "state": "{state}", "epoch": {epoch}, "epoch_s": 0.5,'
+            f'{{"at_us": {at_us}, "state": "{state}", "epoch": {epoch}, "epoch_s": {epoch_s},'
             '"freshness_s": 0.7, "behind": 3, "topics": {"a": {"read": 2}, "b": {"read": 5}}}'
         )
 
@@ -268,6 +268,9 @@ def test_what_the_process_role_says_is_kept_while_it_is_true(tmp_path, sampler, 
     ]:
         say(state, epoch, at_us)
         sampler.take({"process": os.getpid()})
+    # One that has just started found the newest epoch there: it has run none.
+    say("running", 3, now_us, 0.0)
+    sampler.take({"process": os.getpid()})
     sampler.keep()
     facts = [
         tuple(row[name] for name in ("epoch", "records", "behind", "epoch_s", "freshness_s"))
@@ -275,7 +278,8 @@ def test_what_the_process_role_says_is_kept_while_it_is_true(tmp_path, sampler, 
         if row["role"] == "process"
     ]
     nothing = (None,) * 5
-    assert facts == [(1, 7, 3, 0.5, 0.7), (1, 7, 3, None, None), nothing, nothing]
+    found = (3, 7, 3, None, None)
+    assert facts == [(1, 7, 3, 0.5, 0.7), (1, 7, 3, None, None), nothing, nothing, found]
 
 
 def test_what_cannot_be_kept_waits_bounded_and_is_said_once(sampler, kept, said):

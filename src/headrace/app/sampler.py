@@ -214,7 +214,9 @@ class Sampler:
             return {}
         if said.state != "running" or self._clock.now_us() - said.at_us > STALE_S * 1_000_000:
             return {}
-        is_new, self._epoch = said.epoch != self._epoch, said.epoch
+        # A role that has just started tells the epoch that it found, which took it no time.
+        is_new = said.epoch != self._epoch and said.epoch_s > 0
+        self._epoch = said.epoch
         return {
             "epoch": said.epoch,
             "epoch_s": said.epoch_s if is_new else None,
