@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 2
 BENCHMARKS ?= door stage pipeline fresh growth keyed listeners sql_beside
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test-browser demo demo-biodiversity demo-cluster demo-factory test test-presto lint format docs bench bench-cluster clean
+.PHONY: help setup system test-browser demo demo-biodiversity demo-cluster demo-factory test test-presto lint format docs bench bench-cluster clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,13 @@ demo-cluster: $(READY) ## run the game on three Kafka brokers and Spark, all on 
 
 demo-factory: $(READY) ## tap two streams of a plant for a minute, its server killed twice (DEMO_EXIT=1 ends by itself)
 	@$(BIN)/python examples/factory/demo.py $(if $(DEMO_EXIT),--exit)
+
+# Without them the tests that need them are skipped, which pytest says.
+SYSTEM := acl nginx-light openssl strace
+system: ## install Debian's packages with which some tests test, where one may
+	@dpkg --status $(SYSTEM) >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		apt-get install -qq --yes --no-install-recommends $(SYSTEM) >/dev/null; } || \
+		echo "to be had by: apt-get install $(SYSTEM)"
 
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
