@@ -240,7 +240,9 @@ def _summary(tally: Tally, traffic: Traffic, elapsed_s: float) -> dict[str, obje
         raise Unavailable(
             "Nothing answered: "
             + ", ".join(f"{n} times {what}" for what, n in tally.statuses.items()),
-            hint="is a run alive there? `headrace run` prints its address",
+            hint="say --ca with the certificate to be trusted"
+            if ssl.SSLCertVerificationError.__name__ in tally.statuses
+            else "is a run alive there? `headrace run` prints its address",
         )
     found: dict[str, object] = {
         "sent": tally.sent,
