@@ -18,10 +18,6 @@ from run_example import ROOT
 from headrace.app.cluster import jars, spark
 from headrace.testing.kit import PipelineKit
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("HEADRACE_TEST_LONG") != "1",
-    reason="half a minute of a core: HEADRACE_TEST_LONG=1 runs it",
-)
 NOTEBOOK = ROOT / "examples" / "game" / "questions_spark.ipynb"
 TURNS = 10
 ANSWERS = ("newest", "asked", "hosts", "kingdoms", "partitions", "earlier")
