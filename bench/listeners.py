@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -218,6 +219,7 @@ def main() -> None:
         print(json.dumps(asyncio.run(post(int(port), int(count), float(rate)))))
         return
     count = round(options.seconds * options.rate)
+    load_before = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "data") as (port, roles):
 
         def run(listeners: int, events: int) -> Figures:
@@ -231,7 +233,14 @@ def main() -> None:
         {"listeners": f"{n:,}", "ratio": found["p99 ms"] / few["p99 ms"], **found}
         for n, found in ((options.few, few), (options.listeners, many))
     ]
-    tell("listeners", rows, seconds=options.seconds, events_per_s=options.rate, every_ms=250)
+    tell(
+        "listeners",
+        rows,
+        seconds=options.seconds,
+        events_per_s=options.rate,
+        every_ms=250,
+        load_before=load_before,
+    )
 
 
 if __name__ == "__main__":
