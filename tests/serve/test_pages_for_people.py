@@ -1,14 +1,17 @@
 """The dashboard, the documentation and the OpenAPI document they come from."""
 
+import datetime as dt
 import re
 from html.parser import HTMLParser
 from urllib.parse import quote
 
 import msgspec
+import pyarrow as pa
 import pytest
+from msgspec import structs
 
 from headrace.model.batch import Batch
-from headrace.model.plan import Plan, Query, Route
+from headrace.model.plan import Column, Plan, Query, Route, Window
 
 
 class Page(HTMLParser):
@@ -117,6 +120,45 @@ def test_what_comes_from_outside_stays_text(client, world):
         assert not [a for tag, a in page.tags if tag == "img" and a["src"] == "x"], path
         assert "alert(1)</script>" not in answer.text, path
         assert any("<script>alert(1)" in t for t in page.texts), path
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b'{"half a pair": "\\ud800"}', b"[" * 900 + b"1," * 9_000 + b"1" + b"]" * 900],
+)
+def test_json_that_is_hard_to_show_is_shown_as_it_was_sent(client, world, value):
+    world.log.create("events", 2)
+    records = Batch()
+    records.add(value, received_at=1, id=bytes(16), key=None)
+    world.log.append("events", records)
+    world.epoch(letters=[world.letter(0, value=value)])
+    for path in ("/_/topics/events", "/_/dead-letters/letter-0"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert value.decode() in Page(answer.text).texts
+        assert len(answer.text) < 100_000
+
+
+def test_a_chart_has_a_gap_where_a_window_has_no_number(make_client, world):
+    columns = (
+        Column("at", "TIMESTAMP WITH TIME ZONE"),
+        Column("host", "VARCHAR"),
+        Column("least", "BIGINT"),
+    )
+    minute = Window("received_at", 60_000_000, 60_000_000)
+    view = structs.replace(world.plan.views[0], columns=columns, key=("at", "host"), window=minute)
+    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    rows = [{"at": at, "host": "a", "least": None}, {"at": at, "host": "b", "least": 2}]
+    schema = pa.schema(
+        [("at", pa.timestamp("us", tz="UTC")), ("host", pa.string()), ("least", pa.int64())]
+    )
+    world.epoch([world.sale(0)])
+    world.publish(rows, 1, schema)
+    shown = make_client(structs.replace(world.plan, views=(view,)))
+    for path in ("/", "/_/views/by_host"):
+        answer = shown.get(path)
+        assert answer.status_code == 200
+        assert '{"name": "a", "y": [null]}, {"name": "b", "y": [2.0]}' in answer.text
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,9 @@ def chart_of(reading: Reading, relation: Relation, view: View) -> dict[str, obje
     lines: dict[str, list[float | None]] = {}
     for row in rows:
         y = lines.setdefault(str(row["line"]), [None] * len(x))
-        y[place[int(str(row["second"]))]] = float(str(row["n"]))
+        # A count of the owner's may be null in all of a window, such as the least of no values.
+        n = row["n"]
+        y[place[int(str(row["second"]))]] = None if n is None else float(str(n))
     series = [{"name": n, "y": y} for n, y in sorted(lines.items())]
     return {"x": x, "series": series, "unit": "", "title": count.name}
 

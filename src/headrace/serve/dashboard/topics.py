@@ -32,6 +32,8 @@ CHUNK = 500
 SCANNED_MAX = 20_000
 """Records that one search looks at; it goes on where it stopped."""
 VALUE_CHARACTERS_MAX = 20_000
+INDENTED_CHARACTERS_MAX = 5 * VALUE_CHARACTERS_MAX
+"""What is nested deep would be almost all indentation: 17 MB of 20 kB."""
 
 
 class PartitionState(msgspec.Struct, frozen=True):
@@ -286,8 +288,11 @@ def text_of_bytes(value: bytes) -> str:
 
 
 def indented(text: str) -> str:
-    """Return a text, over several lines if it is JSON."""
+    """Return a text, over several lines if it is JSON and that can be shown."""
     try:
-        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        lines = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        # JSON may escape half of a surrogate pair, which no page can hold.
+        lines.encode()
     except (ValueError, RecursionError):
         return text
+    return lines if len(lines) <= INDENTED_CHARACTERS_MAX else text
