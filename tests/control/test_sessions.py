@@ -79,6 +79,7 @@ def test_revoked_with_its_token_and_with_that_ones_maker(log, clock, admission):
         ("POST", {"origin": "http://127.0.0.1:8080"}, True),
         ("POST", {"origin": "http://127.0.0.1:3000"}, False),
         ("POST", {"origin": "null"}, False),
+        ("POST", {"origin": "http://["}, False),
         ("DELETE", {"sec-fetch-site": "same-origin"}, True),
         ("GET", {"sec-fetch-site": "none"}, True),
         ("GET", {"sec-fetch-site": "same-site"}, False),

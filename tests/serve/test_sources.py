@@ -129,9 +129,15 @@ def test_what_is_not_there_cannot_be_changed(client):
 def test_pages_of_other_sites_change_nothing(client):
     add(client, wanted())
     theirs = {"origin": "https://evil.example"}
-    for path, method in ((f"{SOURCES}/s/pause", "POST"), (f"{SOURCES}/s", "DELETE")):
-        answer = client.ask(path, method, headers=theirs)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+    for told in (
+        theirs,
+        {"origin": "null"},
+        {"origin": "http://["},
+        {"sec-fetch-site": "same-site"},
+    ):
+        for path, method in ((f"{SOURCES}/s/pause", "POST"), (f"{SOURCES}/s", "DELETE")):
+            answer = client.ask(path, method, headers=told)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
     form = {"content-type": "text/plain"} | theirs
     assert add(client, wanted("other"), **form).status_code == 415
     assert states(client) == {"own": "stopped", "s": "stopped"}

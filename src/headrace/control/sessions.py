@@ -66,6 +66,20 @@ def shown(headers: Headers, method: str) -> str | None:
     return None
 
 
+def is_foreign(headers: Headers) -> bool:
+    """Return whether a browser says that a page of another server asks; programs say nothing."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in _OWN
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    try:
+        return urlsplit(origin).netloc != headers.get("host")
+    except ValueError:
+        return True
+
+
 def cookie_of(text: str, *, is_https: bool) -> str:
     """Return the `Set-Cookie` header that begins a session; an empty text ends it."""
     age_s = LIFETIME_S if text else 0
@@ -82,7 +96,6 @@ def _is_own(headers: Headers, method: str) -> bool:
     if site is not None:
         is_shown = method in _SAFE_METHODS and headers.get("sec-fetch-mode") == "navigate"
         return site in _OWN or is_shown
-    origin = headers.get("origin")
-    if origin is None:
+    if headers.get("origin") is None:
         return method in _SAFE_METHODS
-    return urlsplit(origin).netloc == headers.get("host")
+    return not is_foreign(headers)

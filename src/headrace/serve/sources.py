@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from headrace.control import sources
+from headrace.control import sessions, sources
 from headrace.control.progress import Listed, list_sources, read_progress
 from headrace.control.sources import OptionsOf
 from headrace.control.turns import InTurn
@@ -102,10 +101,9 @@ def _named(request: Request) -> str:
     reaches this server; but browsers then say whose page it is.
     """
     Arguments(request.query_params.multi_items()).finish()
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if sessions.is_foreign(request.headers):
         raise Invalid(
-            f"A page of {origin[:120]!r} may not change sources",
+            "A page of another site may not change sources",
             hint="Ask from a program, or from a page of this server.",
             code="forbidden",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -104,11 +104,7 @@ class SessionPages:
 
 async def _form_of(request: Request) -> dict[str, str]:
     """Return the fields of a form that this server's own page sent."""
-    origin = request.headers.get("origin")
-    is_own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
-    if request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-        is_own = False
-    if not is_own:
+    if sessions.is_foreign(request.headers):
         raise Invalid("A page of another site may not sign anybody in", code="forbidden")
     if request.headers.get("content-type", "").partition(";")[0].strip() != _FORM:
         raise Invalid("The body has to be a form", hint=_FORM, code="unsupported_media_type")
