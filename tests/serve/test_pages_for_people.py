@@ -12,6 +12,7 @@ from msgspec import structs
 
 from headrace.model.batch import Batch
 from headrace.model.plan import Column, Plan, Query, Route, Window
+from headrace.serve.dashboard.topics import CHUNK_BYTES
 
 
 class Page(HTMLParser):
@@ -137,6 +138,25 @@ def test_json_that_is_hard_to_show_is_shown_as_it_was_sent(client, world, value)
         assert answer.status_code == 200
         assert value.decode() in Page(answer.text).texts
         assert len(answer.text) < 100_000
+
+
+def test_a_search_holds_few_large_records_at_a_time(client, world, monkeypatch):
+    world.log.create("events", 2)
+    value, n = b"x" * 100_000, 200
+    records = Batch()
+    for i in range(n):
+        records.add(value, received_at=i, id=i.to_bytes(16), key=None)
+    world.log.append("events", records)
+    read, sizes = client.reader.read, []
+
+    def noted(topic, partition, begin, end):
+        sizes.append(end - begin)
+        return read(topic, partition, begin, end)
+
+    monkeypatch.setattr(client.reader, "read", noted)
+    assert f"none among the latest {n} records" in client.get("/_/topics/events", text="y").text
+    assert sum(sizes) >= n
+    assert max(sizes) * len(value) <= CHUNK_BYTES
 
 
 def test_a_chart_has_a_gap_where_a_window_has_no_number(make_client, world):

@@ -27,8 +27,10 @@ from headrace.serve.freshness import Ledger, Row
 
 SHOWN = 50
 """Records of a page."""
-CHUNK = 500
-"""Records of a partition that are read at a time, newest first."""
+CHUNK_MIN, CHUNK = 16, 500
+"""Records of a partition that are read at a time, newest first: a few, and then ever more …"""
+CHUNK_BYTES = 8 << 20
+"""… up to about so many bytes, since all are held in memory and a record may be megabytes."""
 SCANNED_MAX = 20_000
 """Records that one search looks at; it goes on where it stopped."""
 VALUE_CHARACTERS_MAX = 20_000
@@ -169,8 +171,9 @@ class Topics:
         self, topic: str, partition: int, start: int, end: int
     ) -> Iterator[dict[str, Any]]:
         """Yield a partition's records from `end` down to `start`."""
+        wanted = CHUNK_MIN
         while end > start:
-            first = max(start, end - CHUNK)
+            first = max(start, end - wanted)
             rows: list[dict[str, Any]] = []
             at = first
             while at < end:
@@ -182,6 +185,8 @@ class Topics:
                 at = rows[-1]["offset"] + 1
             for row in reversed(rows):
                 yield {**row, "partition": partition}
+            is_small = 2 * sum(len(row["value"]) for row in rows) <= CHUNK_BYTES
+            wanted = min(CHUNK, 2 * wanted) if is_small else max(1, wanted // 2)
             end = first
 
 
