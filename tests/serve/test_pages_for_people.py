@@ -181,6 +181,13 @@ def test_a_chart_has_a_gap_where_a_window_has_no_number(make_client, world):
         assert '{"name": "a", "y": [null]}, {"name": "b", "y": [2.0]}' in answer.text
 
 
+def test_a_records_values_stand_as_they_were_sent(client, world):
+    sent = b'{"price":1.10,"price":1e400,"name":"\\u00e9"}'
+    world.epoch([], [world.letter(0, value=sent)])
+    (shown,) = (t for t in Page(client.get("/_/dead-letters/letter-0").text).texts if "1e400" in t)
+    assert "".join(shown.split()) == sent.decode()
+
+
 @pytest.mark.parametrize(
     "plan",
     [

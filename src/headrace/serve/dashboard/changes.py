@@ -81,8 +81,8 @@ class Changes:
         while True:
             try:
                 found = await asyncio.to_thread(self._mark)
-            except HeadraceError as e:
-                _log.debug("Nothing was seen: %s", e.message)
+            except (HeadraceError, OSError) as e:
+                _log.debug("Nothing was seen: %s", e)
             else:
                 if known is not None and found != known:
                     changed, self._changed = self._changed, asyncio.Event()

@@ -94,7 +94,8 @@ class SessionPages:
 
     @staticmethod
     def _moved(request: Request, to: str, text: str) -> Response:
-        is_https = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
+        said = request.headers.get("x-forwarded-proto", "")
+        is_https = request.url.scheme == "https" or said.startswith("https")
         headers = {
             "set-cookie": sessions.cookie_of(text, is_https=is_https),
             "cache-control": "no-store",

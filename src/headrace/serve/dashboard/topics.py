@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import json
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -293,11 +292,9 @@ def text_of_bytes(value: bytes) -> str:
 
 
 def indented(text: str) -> str:
-    """Return a text, over several lines if it is JSON and that can be shown."""
+    """Return a text, over several lines if it is JSON; its values stand as they were written."""
     try:
-        lines = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-        # JSON may escape half of a surrogate pair, which no page can hold.
-        lines.encode()
-    except (ValueError, RecursionError):
+        lines = msgspec.json.format(text, indent=2)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return text
     return lines if len(lines) <= INDENTED_CHARACTERS_MAX else text

@@ -63,7 +63,9 @@ function options(figure, box, values) {
 
 // A moment in UTC; with its day where that is new.
 function moment(second, step, isFirst) {
-  const [day, time] = new Date(second * 1000).toISOString().split("T");
+  const date = new Date(second * 1000);
+  if (Number.isNaN(date.getTime())) return String(second); // beyond the years that dates have
+  const [day, time] = date.toISOString().split("T");
   if (step >= 86_400) return day;
   const clock = step < 60 ? time.slice(0, 8) : time.slice(0, 5);
   return isFirst || clock.startsWith("00:00") ? `${clock}\n${day}` : clock;
