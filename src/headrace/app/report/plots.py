@@ -72,7 +72,8 @@ def _draw(chart: Chart, path: Path) -> None:
 def _dress(axes: Any, chart: Chart) -> None:  # noqa: ANN401 - matplotlib has no types here
     # Names come from records: they are no formulas.
     axes.set_title(chart.title, loc="left", fontsize=10, parse_math=False)
-    axes.set_xlim(moment(chart.begin_us), moment(chart.end_us))
+    # A report of a single moment shows the second after it too.
+    axes.set_xlim(moment(chart.begin_us), moment(max(chart.end_us, chart.begin_us + 1_000_000)))
     axes.set_ylim(0, highest(chart) * 1.05 or 1)
     axes.yaxis.set_major_formatter(lambda value, _: value_text(value, chart.unit))
     axes.grid(visible=True, alpha=0.3)
