@@ -37,6 +37,10 @@ def confine(memory_bytes: int, parent: int) -> None:
     # Python's own way to say that a write is refused is an exception, not the end.
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if sys.platform == "linux":
+        # Beyond the last place in the queue: whatever else wakes up goes on at once. A container
+        # may refuse the call; the niceness stands then.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         _limit(resource.RLIMIT_AS, memory_bytes + ADDRESS_SPACE_BYTES)
         _confine_on_linux(parent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from headrace.model.errors import Invalid
 from headrace.model.samples import SAMPLES_NAME
 from headrace.serve import formats
 from headrace.serve.bodies import read_json
@@ -30,6 +32,10 @@ MEMORY_SHARE = 8
 """A worker may use one part in so many of the machine's memory …"""
 MEMORY_BYTES_MAX = 1 << 30
 """… and at most this."""
+
+REFUSED_S = 0.02
+"""A statement that cannot be run is told so after a moment: refusals cost little here, but each
+passes the collector, and as fast as they could be asked for they would be in its way."""
 
 _SHAPE = 'Send {"sql": "SELECT …"}.'
 
@@ -76,7 +82,11 @@ class SqlEndpoint:
             return _give(reading.relations)
 
         async with AsyncExitStack() as stack:
-            result = await stack.enter_async_context(self.workers.ask(ask, resolve))
+            try:
+                result = await stack.enter_async_context(self.workers.ask(ask, resolve))
+            except Invalid:
+                await asyncio.sleep(REFUSED_S)
+                raise
             later = stack.pop_all()
         headers = {"cache-control": "no-cache", **freshness_headers(fresh)}
         headers["x-headrace-truncated"] = "true" if result.head.truncated else "false"
