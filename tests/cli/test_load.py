@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -196,18 +197,40 @@ def test_refusals(headrace, tmp_path):
         assert headrace("load", *words).status == 1, words
 
 
-def test_an_interrupt_ends_it_with_what_was_done(port):
+@pytest.mark.parametrize("after", [1, 5])
+def test_an_interrupt_ends_it_with_what_was_done(port, after):
     command = [HEADRACE, "load", f"127.0.0.1:{port}", "--rate", "50", "--duration", "10min"]
-    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        [*command, "--connections", "64", "--json"], stdout=subprocess.PIPE, text=True
+    ) as running:
         try:
-            while len(Door.seen) < 5:
-                threading.Event().wait(0.05)
+            # After the first one, it is still opening connections.
+            while len(Door.seen) < after:
+                threading.Event().wait(0.001)
             running.send_signal(signal.SIGINT)
             told = json.loads(running.communicate(timeout=60)[0])
         finally:
             running.kill()
     assert running.returncode == 130
-    assert told["acknowledged"] == told["sent"] >= 5
+    assert told["acknowledged"] == told["sent"] >= after
+
+
+def test_a_second_interrupt_waits_for_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        command = [HEADRACE, "load", f"127.0.0.1:{silent.getsockname()[1]}", "--count", "2"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+            try:
+                connection, _ = silent.accept()
+                with connection:
+                    assert connection.recv(4096).startswith(b"GET / ")
+                    running.send_signal(signal.SIGINT)
+                    with pytest.raises(subprocess.TimeoutExpired):
+                        running.wait(1)
+                    running.send_signal(signal.SIGINT)
+                    assert running.wait(20) == 130
+            finally:
+                running.kill()
+            assert "Traceback" not in running.stderr.read()
 
 
 def test_latencies_are_kept_to_a_percent_in_little_memory():

@@ -88,6 +88,7 @@ def properties(folder, ports, authority):
         "log.dirs": folder / "node",
         "offsets.topic.replication.factor": 1,
         "auto.create.topics.enable": "false",
+        "log.cleaner.dedupe.buffer.size": 16 << 20,
     }
     return "".join(f"{name}={value}\n" for name, value in lines.items())
 

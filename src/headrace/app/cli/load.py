@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import ssl
 import sys
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -126,7 +130,8 @@ def load(
         name=clock.new_id().hex() if traffic.duplicates else "",
     )
     started_s = clock.monotonic_s()
-    was_interrupted = _watch(running, clock, is_shown=not as_json and sys.stdout.isatty())
+    with _interrupts(running.stop):
+        _watch(running, clock, is_shown=not as_json and sys.stdout.isatty())
     tally = running.join()
     found = {"profile": profile, "seed": traffic.seed}
     found |= _summary(tally, traffic, clock.monotonic_s() - started_s)
@@ -137,33 +142,43 @@ def load(
         print_rows(("", ""), [(k.replace("_", " "), v) for k, v in found.items()])
         if lost:
             console().print(f"[bold red]{lost} requests were not acknowledged.[/]")
-    if was_interrupted:
+    if running.stop.is_set():
         return INTERRUPTED
     return 2 if lost else 0
 
 
-def _watch(running: Load, clock: Clock, *, is_shown: bool) -> bool:
-    """Wait until all is sent, and show how it goes; return whether it was interrupted."""
-    running.begin()
+def _watch(running: Load, clock: Clock, *, is_shown: bool) -> None:
+    """Wait until all is sent and answered, and show how it goes."""
     started_s = clock.monotonic_s()
     never = threading.Event()
+    running.begin()
+    if not is_shown:
+        while not running.is_done:
+            clock.wait(never, SHOW_EVERY_S / 5)
+        return
+    before, before_s = 0, started_s
+    with Live(console=console(), auto_refresh=False, transient=True) as live:
+        while not running.is_done:
+            clock.wait(never, SHOW_EVERY_S)
+            tally, now_s = running.tally(), clock.monotonic_s()
+            rate = (tally.acknowledged - before) / max(now_s - before_s, 1e-3)
+            before, before_s = tally.acknowledged, now_s
+            live.update(shown(tally, now_s - started_s, rate), refresh=True)
+
+
+@contextmanager
+def _interrupts(stop: threading.Event) -> Generator[None]:
+    """Set `stop` at the first Ctrl-C, whatever it meets; the second ends the program at once."""
+
+    def first(_: int, __: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, first)
     try:
-        if not is_shown:
-            while not running.is_done:
-                clock.wait(never, SHOW_EVERY_S / 5)
-            return False
-        before, before_s = 0, started_s
-        with Live(console=console(), auto_refresh=False, transient=True) as live:
-            while not running.is_done:
-                clock.wait(never, SHOW_EVERY_S)
-                tally, now_s = running.tally(), clock.monotonic_s()
-                rate = (tally.acknowledged - before) / max(now_s - before_s, 1e-3)
-                before, before_s = tally.acknowledged, now_s
-                live.update(shown(tally, now_s - started_s, rate), refresh=True)
-    except KeyboardInterrupt:
-        running.stop.set()
-        return True
-    return False
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def shown(tally: Tally, elapsed_s: float, rate: float) -> Table:

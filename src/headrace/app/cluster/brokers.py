@@ -169,5 +169,7 @@ def _properties(folder: Path, brokers: Brokers, number: int) -> str:
         # A deleted topic's files go soon: tests make and delete many. This is also how often an
         # idle broker looks for them; with 0, a thousand times a second.
         "log.segment.delete.delay.ms": 1000,
+        # It is taken at the start, and by default half of the heap that a trial's node has.
+        "log.cleaner.dedupe.buffer.size": 16 << 20,
     }
     return "".join(f"{name}={value}\n" for name, value in lines.items())

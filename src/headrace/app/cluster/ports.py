@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import suppress
+
+from headrace.model.errors import Unavailable
 
 HOST = "127.0.0.1"
+FIRST, LAST = 20_000, 32_000
+"""Below the ports that Linux (from 32,768) and macOS (from 49,152) give to connections."""
+
+# Processes that begin one after another look far apart: multiples of the golden ratio do.
+_places = itertools.count(os.getpid() * 7_416)
 
 
 def free_port() -> int:
@@ -15,12 +24,25 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now; held together, so that all are different."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Return ports that nobody listens on now, none of them twice in one process.
+
+    A port that the system gives to whoever asks for any, it may give to somebody else's connection
+    before its finder listens there, or while a broker starts again.
+
+    `Unavailable` if too many are taken.
+    """
+    ports: list[int] = []
+    for place in itertools.islice(_places, LAST - FIRST):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, FIRST + place % (LAST - FIRST)))
+            ports.append(probe.getsockname()[1])
+        if len(ports) == count:
+            return ports
+    raise Unavailable(
+        f"Less than {count} ports of {FIRST} to {LAST} are free",
+        hint="Name one, or stop what listens there.",
+        code="no_free_port",
+    )
 
 
 def addresses(ports: Sequence[int]) -> str:

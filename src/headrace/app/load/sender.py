@@ -117,7 +117,8 @@ class Load:
         self._numbers = itertools.count()
         self._tallies = [Tally() for _ in range(connections)]
         self._threads = [
-            threading.Thread(target=self._send_all, args=(tally,)) for tally in self._tallies
+            threading.Thread(target=self._send_all, args=(tally,), daemon=True)
+            for tally in self._tallies
         ]
         self._begun_s = 0.0
         self._begun_us = 0
