@@ -39,7 +39,7 @@ def free_ports(count: int) -> list[int]:
         if len(ports) == count:
             return ports
     raise Unavailable(
-        f"Less than {count} ports of {FIRST} to {LAST} are free",
+        f"Fewer than {count} ports of {FIRST} to {LAST} are free",
         hint="Name one, or stop what listens there.",
         code="no_free_port",
     )
